@@ -1,0 +1,1 @@
+"""Checkpoints in, readable encoders out; torch only, knows nothing of ONNX."""

@@ -1,0 +1,1 @@
+"""Encoders to graphs: tracing, verifying against PyTorch, and everything that follows."""

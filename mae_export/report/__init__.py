@@ -1,0 +1,1 @@
+"""Figures and summaries made from artefacts."""

@@ -1,0 +1,1 @@
+"""Pre-training on a small scale: masking, decoder, loss, optimiser; its only product is a checkpoint."""
