@@ -10,8 +10,8 @@
     │   └── MaskError              3  what is to be visible does not fit the graph or the images
     ├── SecurityError              4  a file asks for something that no data file should
     ├── VerificationError          5  an artefact disagrees with the one before it
-    ├── EnvironmentMismatch        6  a package, provider, device or version is missing
-    ├── QuarantinedItems           7  the job finished, but too many inputs failed
+    ├── MachineError               6  a package, provider, device or version is missing
+    ├── QuarantineError            7  the job finished, but too many inputs failed
     └── ResourceError              8  disk or memory ran out
 
 Each message says what was found, what was expected and what to do.
@@ -77,13 +77,13 @@ class VerificationError(MaeExportError):
     exit_code = 5
 
 
-class EnvironmentMismatch(MaeExportError):
+class MachineError(MaeExportError):
     """This machine lacks a package, a provider, a device or a version."""
 
     exit_code = 6
 
 
-class QuarantinedItems(MaeExportError):
+class QuarantineError(MaeExportError):
     """The job finished and its results are written, but more inputs failed than the error budget allows."""
 
     exit_code = 7

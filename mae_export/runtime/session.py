@@ -9,29 +9,29 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from mae_export.errors import EnvironmentMismatch, InputError
+from mae_export.errors import MachineError, InputError
 from mae_export.manifest import Manifest
 
 Array = npt.NDArray[Any]
 
 
 class Session(Protocol):
-    """A model that is ready to run.
-
-    Attributes:
-        manifest: what the model promises.
-        digest: SHA-256 of the model's bytes, hexadecimal; features carry it.
-        description: what runs it and where, for people ("ONNX Runtime 1.31 CPUExecutionProvider").
-    """
+    """A model that is ready to run."""
 
     @property
-    def manifest(self) -> Manifest: ...
+    def manifest(self) -> Manifest:
+        """What the model promises."""
+        ...
 
     @property
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """SHA-256 of the model's bytes, hexadecimal; features carry it."""
+        ...
 
     @property
-    def description(self) -> str: ...
+    def description(self) -> str:
+        """What runs it and where, for people ("ONNX Runtime 1.31, CPUExecutionProvider")."""
+        ...
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run one batch.
@@ -69,7 +69,7 @@ def open_session(path: str | Path, *, threads: int = 0) -> Session:
 
     Raises:
         InputError: when the file is missing or is no model of ours.
-        EnvironmentMismatch: when no runtime that can run it is installed.
+        MachineError: when no runtime that can run it is installed.
     """
     path = Path(path)
     if not path.is_file():
@@ -77,7 +77,7 @@ def open_session(path: str | Path, *, threads: int = 0) -> Session:
     try:
         from mae_export.runtime.ort import OrtSession
     except ModuleNotFoundError as error:
-        raise EnvironmentMismatch(
+        raise MachineError(
             f"opening {path} needs ONNX Runtime, which is not installed; run: pip install 'mae-export[cpu]'"
         ) from error
     return OrtSession(path, threads=threads)
