@@ -102,6 +102,7 @@ class DecoderSpec:
         dim: width.
         depth: number of blocks.
         heads: attention heads per block.
+        mlp_hidden: width inside the MLP.
         target: what each predicted patch is: pixels after the image normalisation, pixels normalised per patch
             (`norm_pix_loss`), or unknown because the file does not say.
     """
@@ -109,10 +110,12 @@ class DecoderSpec:
     dim: int
     depth: int
     heads: int
+    mlp_hidden: int
     target: Target = "unknown"
 
     def __post_init__(self) -> None:
-        _require(min(self.dim, self.depth, self.heads) >= 1, "decoder dim, depth and heads must be at least 1")
+        sizes = (self.dim, self.depth, self.heads, self.mlp_hidden)
+        _require(min(sizes) >= 1, "decoder dim, depth, heads and mlp_hidden must be at least 1")
         _require(
             self.dim % self.heads == 0,
             f"decoder width {self.dim} is not divisible by {self.heads} heads; pass --set decoder_heads=N",
