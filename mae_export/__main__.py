@@ -1,0 +1,5 @@
+"""`python -m mae_export` is `mae-export`."""
+
+from mae_export.cli import main
+
+main()

@@ -1,0 +1,47 @@
+"""What graph is wanted: plain values with their defaults, free of torch so that the command line reads them too."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass
+
+from mae_export.errors import UsageError
+from mae_export.manifest import MaskMode
+
+OPSETS = range(18, 24)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceOptions:
+    """What graph is wanted.
+
+    Attributes:
+        mask: mask mode.
+        ragged: add `num_keep`, so that rows may keep different numbers of patches.
+        features: names of the outputs, in order.
+        image_size: height and width in pixels; None keeps the checkpoint's.
+        opset: ONNX operator set; 20 is the newest that TensorRT 10.3 (JetPack 6) reads.
+        force: replace an existing file.
+
+    Raises:
+        UsageError: when options exclude each other.
+    """
+
+    mask: MaskMode = "none"
+    ragged: bool = False
+    features: tuple[str, ...] = ("pooled",)
+    image_size: tuple[int, int] | None = None
+    opset: int = 20
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mask not in typing.get_args(MaskMode):
+            raise UsageError(f"mask mode {self.mask!r} is not known; expected none, keep or patches")
+        if self.ragged and self.mask == "none":
+            raise UsageError("--ragged needs a mask input: add --mask keep or --mask patches")
+        if self.opset not in OPSETS:
+            raise UsageError(f"opset {self.opset} is not supported; expected {OPSETS.start} to {OPSETS.stop - 1}")
+        if not all(self.features) or not self.features or len(set(self.features)) != len(self.features):
+            raise UsageError(f"features {', '.join(self.features) or '(none)'} must name each output once")
+        if "dense" in self.features and self.mask != "none":
+            raise UsageError("the output 'dense' needs every patch; it exists with --mask none only")

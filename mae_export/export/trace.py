@@ -1,0 +1,235 @@
+"""Encoder to graph: trace, check, load, compare with PyTorch, and only then put the file in place."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import platform
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import onnx
+import onnx_ir
+import torch
+from torch import Tensor
+
+from mae_export import __version__, graph
+from mae_export.encoders.families import FAMILIES
+from mae_export.encoders.load import LoadReport
+from mae_export.encoders.vit import ViT
+from mae_export.errors import GraphError, UsageError
+from mae_export.export.options import TraceOptions
+from mae_export.export.verify import TorchSession, require, verify
+from mae_export.export.view import ExportView
+from mae_export.files import DATA_SUFFIX, put_in_place, staging
+from mae_export.manifest import Ancestor, Golden, Manifest, Patches, TensorSpec
+from mae_export.runtime.probes import GOLDEN_RECIPE, golden_feeds
+from mae_export.runtime.session import Session, open_session
+from mae_export.spec import EncoderSpec
+
+EMBEDDED_LIMIT = 1 << 30  # bytes of weights kept inside the .onnx file; more go next to it
+GOLDEN_VALUES = 8
+FEATURES = (
+    "class_token",
+    "pooled",
+    "mean_patch",
+    "patch_tokens",
+    "dense",
+    "layer_<i>",
+    "attention_<i>",
+    "reconstruction",
+)
+Progress = Callable[[str], None]
+
+
+def export_graph(
+    encoder: ViT,
+    report: LoadReport,
+    out: Path,
+    *,
+    options: TraceOptions | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write a graph that was checked, loaded and compared with PyTorch; otherwise leave `OUT.rejected`.
+
+    Args:
+        encoder: as loaded.
+        report: of its loading; the graph records where it came from.
+        out: ends in .onnx.
+        options: what graph is wanted; None means the defaults.
+        progress: told the name of each phase as it begins.
+
+    Returns:
+        The manifest inside the graph.
+
+    Raises:
+        UsageError: when `out` exists and `force` is not set, or a feature does not exist.
+        InputError: when the image size does not fit the patch.
+        GraphError: when the traced graph is invalid or ONNX Runtime refuses it.
+        VerificationError: when the graph disagrees with PyTorch.
+    """
+    options = options or TraceOptions()
+    tell = progress or (lambda _: None)
+    if out.suffix != ".onnx":
+        raise UsageError(f"the graph's name {out.name!r} must end in .onnx")
+    if out.exists() and not options.force:
+        raise UsageError(f"{out} exists; add --force to replace it")
+    _require_features(encoder.spec, options)
+    if options.image_size is not None:
+        encoder = encoder.resized(options.image_size)
+    manifest = _manifest(encoder, report, options)
+    with staging(out) as folder:
+        staged = folder / out.name
+        tell("tracing")
+        _trace(encoder, manifest, options.opset, staged)
+        graph.write_manifest(staged, manifest)
+        try:
+            tell("checking")
+            graph.check(staged)
+            tell("comparing with PyTorch")
+            manifest = _prove(staged, encoder, manifest, report.sha256)
+        except Exception:
+            rejected = out.with_name(out.name + ".rejected")
+            put_in_place(graph.rename(staged, folder / rejected.name), rejected)
+            raise
+        graph.write_manifest(staged, manifest)
+        put_in_place(staged, out)
+    return manifest
+
+
+def _require_features(spec: EncoderSpec, options: TraceOptions) -> None:
+    for name in options.features:
+        indexed = re.fullmatch(r"(layer|attention)_(\d+)", name)
+        if indexed:
+            if int(indexed.group(2)) >= spec.depth:
+                raise UsageError(f"there is no {name!r}: blocks are numbered 0 to {spec.depth - 1}")
+        elif name not in FEATURES:
+            near = difflib.get_close_matches(name, FEATURES, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(FEATURES)}"
+            raise UsageError(f"there is no output {name!r}; {hint}")
+        elif name == "reconstruction" and spec.decoder is None:
+            raise UsageError("there is no 'reconstruction': this checkpoint holds no decoder")
+
+
+def _manifest(encoder: ViT, report: LoadReport, options: TraceOptions) -> Manifest:
+    spec = encoder.spec
+    return Manifest(
+        family=spec.family,
+        encoder=asdict(spec),
+        image=spec.image,
+        patches=Patches(patch=spec.patch, grid=spec.grid, prefix_tokens=spec.prefix_tokens),
+        mask_mode=options.mask,
+        ragged=options.ragged,
+        inputs=tuple(_inputs(spec, options)),
+        outputs=tuple(_output(spec, options, name) for name in options.features),
+        precision="fp32",
+        made_from=(Ancestor(kind="checkpoint", name=report.path.name, sha256=report.sha256),),
+        tools={
+            "mae-export": __version__,
+            "onnx": onnx.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+    )
+
+
+def _inputs(spec: EncoderSpec, options: TraceOptions) -> Iterator[TensorSpec]:
+    if options.mask == "patches":
+        note = "visible patches, RGB as decoded, values in (t, y, x, c) order"
+        yield TensorSpec(name="patches", dtype="uint8", shape=("batch", "kept", spec.patch_values), note=note)
+    else:
+        shape = ("batch", *spec.image.size, spec.image.channels)
+        yield TensorSpec(name="images", dtype="uint8", shape=shape, note="RGB as decoded")
+    if options.mask != "none":
+        note = "raster index of each visible patch, each at most once per row"
+        yield TensorSpec(name="ids_keep", dtype="int64", shape=("batch", "kept"), note=note)
+    if options.ragged:
+        note = "how many of ids_keep are real; the rest is padding with any valid index"
+        yield TensorSpec(name="num_keep", dtype="int32", shape=("batch",), note=note)
+
+
+def _output(spec: EncoderSpec, options: TraceOptions, name: str) -> TensorSpec:
+    prefix = spec.prefix_tokens
+    kept: int | str = spec.patches if options.mask == "none" else "kept"
+    tokens: int | str = spec.patches + prefix if options.mask == "none" else f"kept+{prefix}"
+    shapes: dict[str, tuple[int | str, ...]] = {
+        "patch_tokens": (kept, spec.dim),
+        "dense": (spec.dim, *spec.grid[1:]),
+        "reconstruction": (spec.patches, spec.patch_values),
+        "layer": (tokens, spec.dim),
+        "attention": (spec.heads, tokens, tokens),
+    }
+    kind = re.sub(r"_\d+$", "", name)
+    note = FAMILIES[spec.family].notes.get(name, "")
+    if kind == "layer":
+        note = f"tokens after the block, before any final norm; the class token is token 0, then {kept} patches"
+    if kind == "reconstruction" and spec.decoder is not None:
+        note += f"; target: {spec.decoder.target}"
+    return TensorSpec(name=name, dtype="float32", shape=("batch", *shapes.get(kind, (spec.dim,))), note=note)
+
+
+def _trace(encoder: ViT, manifest: Manifest, opset: int, path: Path) -> None:
+    names = tuple(spec.name for spec in manifest.outputs)
+    view = ExportView(encoder, manifest.mask_mode, ragged=manifest.ragged, features=names).eval()
+    batch, kept = torch.export.Dim("batch", min=1), torch.export.Dim("kept", min=1)
+    dims = {"batch": batch, "kept": kept}
+    shapes = tuple(
+        {axis: dims[extent] for axis, extent in enumerate(spec.shape) if isinstance(extent, str)}
+        for spec in manifest.inputs
+    )
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            view,
+            tuple(_examples(manifest)),
+            dynamo=True,
+            opset_version=opset,
+            input_names=[spec.name for spec in manifest.inputs],
+            output_names=list(names),
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+    if program is None:
+        raise GraphError("torch.onnx.export returned nothing; report this with the checkpoint's layout")
+    weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value)
+    external = path.name + DATA_SUFFIX if weights > EMBEDDED_LIMIT else None
+    onnx_ir.save(program.model, path, external_data=external)
+
+
+def _examples(manifest: Manifest) -> Iterator[Tensor]:
+    """Inputs to trace with; batch 2, because a traced extent of 1 would be taken for a constant."""
+    extents = {"batch": 2, "kept": max(2, manifest.patches.count // 4)}
+    dtypes = {"uint8": torch.uint8, "int64": torch.int64, "int32": torch.int32}
+    for spec in manifest.inputs:
+        shape = [extents[extent] if isinstance(extent, str) else extent for extent in spec.shape]
+        yield torch.ones(shape, dtype=dtypes[spec.dtype])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's remarks about torchvision and its own deprecations; errors still raise."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _prove(staged: Path, encoder: ViT, manifest: Manifest, digest: str) -> Manifest:
+    with open_session(staged) as session, TorchSession(encoder, manifest, digest=digest) as reference:
+        report, verification = verify(session, reference)
+        require(report, f"The graph was not written; see {staged.name}.rejected next to where it would be")
+        return replace(manifest, verification=verification, golden=_golden(session))
+
+
+def _golden(session: Session) -> Golden:
+    values = session.run(golden_feeds(session.manifest))
+    first = {name: tuple(float(v) for v in array.reshape(-1)[:GOLDEN_VALUES]) for name, array in values.items()}
+    return Golden(recipe=GOLDEN_RECIPE, values=first)

@@ -1,0 +1,71 @@
+"""An ONNX file as an artefact: its structure is checked, its manifest read and written. No node is edited here.
+
+Everything works by path, because a graph with its weights may exceed the 2 GiB that protobuf holds in memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from mae_export.errors import GraphError
+from mae_export.files import DATA_SUFFIX
+from mae_export.manifest import METADATA_KEY, Manifest
+
+
+def check(path: Path) -> None:
+    """Run `onnx.checker` with shape inference.
+
+    Raises:
+        GraphError: with the checker's words.
+    """
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, DecodeError, ValueError) as error:
+        raise GraphError(f"{path} is no valid ONNX model: {error}") from error
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest inside a graph.
+
+    Raises:
+        GraphError: when the file is no ONNX model, or carries no manifest.
+        InputError: when the manifest is damaged or from another version.
+    """
+    for entry in _load(path).metadata_props:
+        if entry.key == METADATA_KEY:
+            return Manifest.from_json(entry.value)
+    raise GraphError(f"{path} carries no manifest; expected a graph written by `mae-export export`")
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Put a manifest into a staged graph, replacing one that is there; weights in a data file stay untouched."""
+    model = _load(path)
+    kept = [entry for entry in model.metadata_props if entry.key != METADATA_KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    model.metadata_props.add(key=METADATA_KEY, value=manifest.to_json())
+    onnx.save_model(model, str(path))
+
+
+def rename(path: Path, target: Path) -> Path:
+    """Rename a staged graph together with its data file, whose name is written in the graph; returns `target`."""
+    data = path.with_name(path.name + DATA_SUFFIX)
+    if data.exists():
+        model = _load(path)
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = target.name + DATA_SUFFIX
+        onnx.save_model(model, str(path))
+        data.rename(target.with_name(target.name + DATA_SUFFIX))
+    return path.rename(target)
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load_model(str(path), load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise GraphError(f"{path} cannot be read as an ONNX model: {error}") from error

@@ -1,0 +1,76 @@
+"""How results look in a terminal. Results go to standard output, progress to standard error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+OUT = Console(highlight=False, soft_wrap=True)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One line of result; markup in `text` is shown as it is."""
+    OUT.print(escape(text))
+
+
+def show_json(value: Any) -> None:
+    """A result for scripts."""
+    OUT.print(json.dumps(value, indent=1, default=str), markup=False)
+
+
+def table(rows: Iterable[Sequence[str]], *, header: Sequence[str] = (), title: str | None = None) -> None:
+    """A table whose cells are shown as they are."""
+    grid = Table(*header, title=title, title_justify="left", show_header=bool(header), box=None, pad_edge=False)
+    width = len(header)
+    for row in rows:
+        for _ in range(len(row) - width):
+            grid.add_column(overflow="fold")
+        width = max(width, len(row))
+        grid.add_row(*(escape(cell) for cell in row))
+    OUT.print(grid)
+
+
+class _Rate(ProgressColumn):
+    """Images per second since the start."""
+
+    def render(self, task: Task) -> Text:
+        """The rate, or nothing before the first image."""
+        speed = task.finished_speed or task.speed
+        return Text("" if not speed else f"{speed:,.1f} images/s")
+
+
+@contextmanager
+def images_progress(total_label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over images; the yielded function takes (done, total)."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=ERR) as progress:
+        task = progress.add_task(escape(total_label), total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def phases() -> Iterator[Callable[[str], None]]:
+    """A spinner that names the phase of a long step."""
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=ERR, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda name: progress.update(task, description=escape(name))

@@ -1,0 +1,44 @@
+"""The golden check: a model must still give, on this machine, the first values that were stored when it was made."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mae_export.errors import VerificationError
+from mae_export.runtime.probes import golden_feeds
+from mae_export.runtime.session import Session
+
+# Other kernels round differently, and Q/DQ turns a last-bit difference into a whole step.
+TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2}
+OTHER_TOLERANCE = 1e-1
+
+
+def check_golden(session: Session) -> None:
+    """Run the manifest's golden image and compare; does nothing when the manifest has none.
+
+    A value may differ by `tolerance * max(1, |stored value|)`.
+
+    Raises:
+        VerificationError: when an output differs or is not finite.
+    """
+    golden = session.manifest.golden
+    if golden is None:
+        return
+    found = session.run(golden_feeds(session.manifest), list(golden.values))
+    limit = TOLERANCE.get(session.manifest.precision, OTHER_TOLERANCE)
+    for name, values in golden.values.items():
+        expected = np.asarray(values, dtype=np.float64)
+        first = np.asarray(found[name], dtype=np.float64).ravel()[: expected.size]
+        if first.shape != expected.shape:
+            raise VerificationError(
+                f"output {name!r} gives {first.size} values for the golden image; expected at least {expected.size}. "
+                "The file does not match its manifest: export it again"
+            )
+        wrong = ~(np.abs(first - expected) <= limit * np.maximum(1.0, np.abs(expected)))  # NaN is wrong too
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            raise VerificationError(
+                f"{session.description} gives {first[at]:.6g} for value {at} of output {name!r} on the golden image; "
+                f"expected {expected[at]:.6g} within {limit:g}. Do not use features from it: try another provider or "
+                "version, or export the model again"
+            )

@@ -1,0 +1,120 @@
+"""Pictures that show whether a model is right, the same on every machine: photographs, extremes, and a pattern."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mae_export.errors import InputError
+from mae_export.manifest import Manifest
+from mae_export.runtime.images import decode, fit
+from mae_export.runtime.patchify import patchify
+from mae_export.spec import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
+
+GOLDEN_RECIPE = "pattern-1"  # names the formula of `golden_image` and `golden_ids`; change it with either
+PHOTOS = ("astronaut", "brick", "chelsea", "coffee", "grass", "gravel", "hubble_deep_field", "rocket")
+
+
+def probe_photos(spec: ImageSpec) -> npt.NDArray[np.uint8]:
+    """The photographs shipped with the package, prepared for an encoder.
+
+    Returns:
+        uint8 [8, H, W, C] in the order of `PHOTOS`; for C other than 3, their luma in every channel.
+
+    Raises:
+        InputError: when the encoder takes several frames per sample.
+    """
+    _require_still(spec)
+    rgb = replace(spec, channels=3, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    photos = []
+    for name in PHOTOS:
+        image = decode((files(__package__) / "probe_photos" / f"{name}.jpg").read_bytes())
+        if spec.channels != 3:
+            image = image.convert("L").convert("RGB")
+        photos.append(fit(image, rgb))
+    pixels = np.stack(photos)
+    return pixels if spec.channels == 3 else pixels[..., :1].repeat(spec.channels, axis=-1)
+
+
+def adversarial_images(spec: ImageSpec) -> npt.NDArray[np.uint8]:
+    """Extremes: black, white, and black but for one white pixel at row H // 3, column W // 4.
+
+    Returns:
+        uint8 [3, H, W, C].
+
+    Raises:
+        InputError: when the encoder takes several frames per sample.
+    """
+    _require_still(spec)
+    height, width = spec.size
+    images = np.zeros((3, height, width, spec.channels), np.uint8)
+    images[1] = 255
+    images[2, height // 3, width // 4] = 255
+    return images
+
+
+def golden_image(spec: ImageSpec) -> npt.NDArray[np.uint8]:
+    """A pattern in integer arithmetic, so that it is bit for bit the same everywhere.
+
+    The value at row y, column x, channel c is `((y*(3*y + 5*x + 7) + 2*x*x) // 16 + 11*x + 53*c) mod 256`: bands
+    whose width and direction change over the image, so no two patches are equal and no flip, turn or exchange of
+    channels leaves it unchanged. Every byte value occurs from about 32x32 pixels on.
+
+    Returns:
+        uint8 [H, W, C].
+
+    Raises:
+        InputError: when the encoder takes several frames per sample.
+    """
+    _require_still(spec)
+    y, x, c = np.ogrid[: spec.size[0], : spec.size[1], : spec.channels]
+    values = (y * (3 * y + 5 * x + 7) + 2 * x * x) // 16 + 11 * x + 53 * c
+    return (values % 256).astype(np.uint8)
+
+
+def golden_ids(count: int) -> npt.NDArray[np.int64]:
+    """Patches kept of the golden image: K = max(1, N // 4) ids, far apart and not in raster order.
+
+    Id i is `(i * s + 1) mod N`, with s the smallest number from N * 5 // 8 on that has no factor in common with N.
+
+    Args:
+        count: N, patches of a full sample.
+
+    Returns:
+        int64 [K], without repetition.
+    """
+    stride = max(1, count * 5 // 8)
+    while math.gcd(stride, count) > 1:
+        stride += 1
+    return (np.arange(max(1, count // 4)) * stride + 1) % count
+
+
+def golden_feeds(manifest: Manifest) -> dict[str, npt.NDArray[Any]]:
+    """Feeds of one row for the manifest's golden check: the golden image, and `golden_ids` where ids are an input.
+
+    Returns:
+        Arrays by input name, with the dtypes and shapes of the manifest's mask mode and B = 1.
+
+    Raises:
+        InputError: when the encoder takes several frames per sample.
+    """
+    images = golden_image(manifest.image)[None]
+    if manifest.mask_mode == "none":
+        return {"images": images}
+    ids = golden_ids(manifest.patches.count)[None]
+    feeds: dict[str, npt.NDArray[Any]] = {"images": images, "ids_keep": ids}
+    if manifest.mask_mode == "patches":
+        feeds = {"patches": patchify(images, manifest.patches)[:, ids[0]], "ids_keep": ids}
+    if manifest.ragged:
+        feeds["num_keep"] = np.array([ids.shape[1]], np.int32)
+    return feeds
+
+
+def _require_still(spec: ImageSpec) -> None:
+    if spec.frames != 1:
+        raise InputError(f"the probes are single pictures, and this encoder takes {spec.frames} frames per sample")
