@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 from mae_export.errors import CheckpointError, SecurityError
 
 MAX_OPERATIONS = 3_000_000  # a training state of 3000 tensors takes 140 thousand; three million take seconds
+MAX_KEY = 4096  # characters of a key
 LISTED = 8  # names in one message
 
 
@@ -129,13 +130,15 @@ class _Machine:
                 self.too_long = True
                 break
             name = opcode.name
-            if name in _LITERALS:
-                self.stack.append(argument)
+            if name in _ACTIONS:
+                _ACTIONS[name](self, argument)
             elif name in _EMPTY:
                 self.stack.append(_EMPTY[name]())
-            elif name in _ACTIONS:
-                _ACTIONS[name](self, argument)
-            elif name not in _IGNORED:
+            elif name in _IGNORED:
+                continue
+            elif argument is not None:  # what is left with an argument is a number, a text or bytes
+                self.stack.append(argument)
+            else:
                 raise ValueError(f"unsupported operation {name}")
         return self.stack.pop()
 
@@ -193,10 +196,7 @@ class _Machine:
         args, maker = self.stack.pop(), self.stack.pop()
         if not isinstance(args, tuple) or not isinstance(maker, (Global, Made)):
             raise TypeError("something uncallable is called")
-        made = Made(maker=maker, args=args)
-        if made.name == "collections.OrderedDict" and args:  # as Python 2 wrote it: a list of pairs
-            made.items.update((_key(key), value) for key, value in args[0])
-        self.stack.append(made)
+        self.stack.append(Made(maker=maker, args=args))
 
     def instance(self, name: Any) -> None:
         args = self.pop_mark()
@@ -232,11 +232,16 @@ class _Machine:
 
 
 def _key(value: Any) -> Hashable:
-    """Refuse deep tuples as keys: hashing one that shares its parts can take forever."""
-    plain = (str, bytes, int, float, type(None), Global, Made, Reference)
-    if isinstance(value, plain) or (isinstance(value, tuple) and all(isinstance(part, plain) for part in value)):
-        return cast("Hashable", value)
-    raise TypeError(f"a {type(value).__name__} is used as a key")
+    """Refuse keys that take long to hash or compare: a file can use one a million times."""
+    if isinstance(value, (str, bytes)) and len(value) <= MAX_KEY:
+        return value
+    if isinstance(value, int) and value.bit_length() <= 64:
+        return value
+    if isinstance(value, (float, type(None), Global, Made, Reference)):
+        return value
+    if isinstance(value, tuple) and len(value) <= 8 and not any(isinstance(part, tuple) for part in value):
+        return tuple(map(_key, value))
+    raise TypeError(f"a long {type(value).__name__} is used as a key")
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
@@ -245,10 +250,6 @@ def _pairs(items: list[Any]) -> dict[Any, Any]:
 
 _PYTHON_2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
-_LITERALS = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
-    "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
-)
 _IGNORED = frozenset({"PROTO", "FRAME", "STOP"})
 _EMPTY: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,

@@ -72,13 +72,14 @@ class StoredTensor:
         itemsize = self.dtype.itemsize
         last = self.offset + sum((extent - 1) * step for extent, step in zip(self.shape, self.stride, strict=True))
         inside = (last + 1) * itemsize <= self.nbytes and self.size <= self.nbytes and self.nbytes % itemsize == 0
-        if len(self.shape) > MAX_RANK or max(self.shape, default=0) >= 2**31 or (self.size and not inside):
+        sane = len(self.shape) <= MAX_RANK and math.prod(extent or 1 for extent in self.shape) < 2**60
+        if not sane or (self.size and not inside):
             raise CheckpointError(
-                f"tensor {name!r} of shape {list(self.shape)[: MAX_RANK + 1]} and {itemsize} bytes per element does not "
-                f"fit its storage of {self.nbytes} bytes; the file is damaged, get it again"
+                f"tensor {name!r} of shape {list(self.shape)[: MAX_RANK + 1]} and {itemsize} bytes per element does "
+                f"not fit its storage of {self.nbytes} bytes; the file is damaged, get it again"
             )
         if not self.size:
-            return torch.empty([min(extent, 1) for extent in self.shape], dtype=self.dtype)
+            return torch.empty(self.shape, dtype=self.dtype)
         stored = torch.frombuffer(self.data, dtype=torch.uint8, count=self.nbytes, offset=self.start)
         if self.start % itemsize:
             stored = stored.clone()  # an unaligned address may not be viewed as a wider type

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import torch
 
 from mae_export.encoders.pickled import Global, Made, Reference, read_pickle
-from mae_export.encoders.stored import StoredTensor
+from mae_export.encoders.stored import MAX_RANK, StoredTensor
 from mae_export.encoders.torch_names import (
     ALLOWED,
     DTYPES,
@@ -33,6 +33,7 @@ from mae_export.encoders.torch_names import (
 from mae_export.errors import CheckpointError, SecurityError
 
 MAX_ENTRIES = 100_000
+MAX_DIRECTORY = 32 * 2**20  # bytes
 MAX_PICKLE = 64 * 2**20  # bytes; the structure of the largest published training state takes a few MB
 MAX_DEPTH = 4  # nested dicts in which tensors are looked for
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -57,6 +58,7 @@ def read_zip(file: BinaryIO, data: mmap.mmap, path: Path) -> Any:
         SecurityError: when it is made to harm.
     """
     try:
+        _require_small_directory(data, path)
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             pickle = _require_harmless(entries, len(data), path)
@@ -81,15 +83,30 @@ def read_zip(file: BinaryIO, data: mmap.mmap, path: Path) -> Any:
     return _Tensors(data=data, storages=storages, path=path).resolve(read_pickle(source, ALLOWED, str(path)).root)
 
 
+def _require_small_directory(data: mmap.mmap, path: Path) -> None:
+    """Refuse an archive with millions of entries before zipfile builds an object for each."""
+    tail = data[max(0, len(data) - 2**17) :]
+    for signature, field in ((b"PK\x05\x06", slice(12, 16)), (b"PK\x06\x06", slice(40, 48))):  # plain and zip64
+        end = tail[tail.rfind(signature) :] if signature in tail else b""
+        size = int.from_bytes(end[field], "little")
+        if size > MAX_DIRECTORY and size != 0xFFFFFFFF:  # which refers to the zip64 record
+            raise SecurityError(
+                f"{path} has a directory of {size} bytes; expected at most {MAX_DIRECTORY}. Do not use this file"
+            )
+
+
 def _require_harmless(entries: Sequence[zipfile.ZipInfo], size: int, path: Path) -> zipfile.ZipInfo:
     """The entry that holds the pickle, once the whole directory is known to be one of torch.save's."""
     names = [entry.orig_filename for entry in entries]
-    strange = [name for name in names if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/")]
+    strange = [
+        name for name in names if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/")
+    ]
     if strange:
         raise SecurityError(f"{path}: entry {strange[0]!r} points outside the archive; do not use this file")
     if len(entries) > MAX_ENTRIES or len(set(names)) < len(names):
         raise SecurityError(
-            f"{path} has {len(names)} entries with {len(set(names))} names; expected at most {MAX_ENTRIES}, no two alike"
+            f"{path} has {len(names)} entries with {len(set(names))} names; expected at most {MAX_ENTRIES} and no two "
+            "alike. Do not use this file"
         )
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
         raise SecurityError(
@@ -110,7 +127,8 @@ def _require_harmless(entries: Sequence[zipfile.ZipInfo], size: int, path: Path)
         raise CheckpointError(f"{path} is a zip archive without data.pkl, so torch.save did not write it")
     if pickles[0].file_size > MAX_PICKLE:
         raise SecurityError(
-            f"{path}: its pickle takes {pickles[0].file_size} bytes; expected at most {MAX_PICKLE}. Save only the tensors"
+            f"{path}: its pickle takes {pickles[0].file_size} bytes; expected at most {MAX_PICKLE}. Save only the "
+            "tensors: torch.save(model.state_dict(), ...)"
         )
     return pickles[0]
 
@@ -268,6 +286,8 @@ def _whole(values: Any) -> tuple[int, ...]:
     """The values as a tuple of whole numbers, none negative."""
     if isinstance(values, Made) and values.name == "torch.Size":
         (values,) = values.args
-    if not isinstance(values, (tuple, list)) or any(type(value) is not int or value < 0 for value in values):
+    if not isinstance(values, (tuple, list)) or len(values) > MAX_RANK:
+        raise ValueError(f"expected up to {MAX_RANK} numbers")
+    if any(type(value) is not int or not 0 <= value < 2**63 for value in values):
         raise ValueError("sizes, strides and offsets must be whole numbers")
     return tuple(values)

@@ -72,11 +72,17 @@ _TENSOR_NAMES = (
     "torch.per_channel_affine_float_qparams",
 )
 
-_PYTHON_NAMES = (
-    *(f"builtins.{name}" for name in ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr")),
-    *(f"builtins.{name}" for name in ("int", "list", "object", "set", "slice", "str", "tuple")),
+_PYTHON_NAMES = (  # getattr: mmengine's HistoryBuffer names its methods with it
+    *(
+        f"builtins.{name}"
+        for name in ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr")
+    ),
+    *(f"builtins.{name}" for name in ("int", "list", "long", "object", "set", "str", "tuple", "unicode")),
     *(f"collections.{name}" for name in ("Counter", "OrderedDict", "defaultdict", "deque")),
-    *(f"pathlib.{name}" for name in ("Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath")),
+    *(
+        f"pathlib.{name}"
+        for name in ("Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
+    ),
     *(f"pathlib._local.{name}" for name in ("Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath")),
     "_codecs.encode",  # bytes, as protocol 2 writes them
     "argparse.Namespace",

@@ -210,7 +210,7 @@ class ViT(nn.Module):
         """
         prefix = self.spec.prefix_tokens
         positions = self.pos_embed[:, prefix:]
-        x = embedded + (positions if ids_keep is None else positions[0][ids_keep])
+        x = embedded + (positions if ids_keep is None else F.embedding(ids_keep, positions[0]))
         first = self.cls_token + self.pos_embed[:, :prefix]
         x = torch.cat([first.expand(x.shape[0], -1, -1), x], dim=1)
         layers: dict[int, Tensor] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import logging
 import platform
@@ -33,6 +34,7 @@ from mae_export.spec import EncoderSpec
 
 EMBEDDED_LIMIT = 1 << 30  # bytes of weights kept inside the .onnx file; more go next to it
 GOLDEN_VALUES = 8
+_SCOPES = "pkg.torch.onnx.name_scopes"  # where torch.onnx notes the module that a node came from
 FEATURES = (
     "class_token",
     "pooled",
@@ -194,9 +196,23 @@ def _trace(encoder: ViT, manifest: Manifest, opset: int, path: Path) -> None:
         )
     if program is None:
         raise GraphError("torch.onnx.export returned nothing; report this with the checkpoint's layout")
+    _name_nodes(program.model)
     weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value)
     external = path.name + DATA_SUFFIX if weights > EMBEDDED_LIMIT else None
     onnx_ir.save(program.model, path, external_data=external)
+
+
+def _name_nodes(model: onnx_ir.Model) -> None:
+    """Name each node after the encoder's module, and drop the tracer's notes, which hold paths of this machine."""
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    for index, node in enumerate(model.graph):
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        inside = [scope.removeprefix("encoder.") for scope in scopes[:-1] if scope and not scope.startswith("_")]
+        node.name = f"{inside[-1] if inside else 'view'}/{node.op_type}_{index}"
+        node.metadata_props.clear()
+        values += node.outputs
+    for value in values:
+        value.metadata_props.clear()
 
 
 def _examples(manifest: Manifest) -> Iterator[Tensor]:

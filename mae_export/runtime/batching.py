@@ -33,12 +33,14 @@ class Batch:
         ids: identity of each row.
         feeds: the graph's inputs, C-contiguous, rows in this order.
         ids_keep: int64 [K] of each row, without padding.
+        width: K of the longest row, to which the feeds are padded.
     """
 
     indices: tuple[int, ...]
     ids: tuple[str, ...]
     feeds: dict[str, Array]
     ids_keep: tuple[npt.NDArray[np.int64], ...]
+    width: int
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -50,6 +52,7 @@ class Batch:
             ids=self.ids[at : at + 1],
             feeds={name: array[at : at + 1] for name, array in self.feeds.items()},
             ids_keep=self.ids_keep[at : at + 1],
+            width=self.width,
         )
 
 
@@ -124,6 +127,7 @@ class Batcher:
             ids=tuple(row.item_id for row in rows),
             feeds=self._feeds(rows),
             ids_keep=tuple(row.ids_keep for row in rows),
+            width=max(len(row.ids_keep) for row in rows),
         )
 
     def _feeds(self, rows: list[_Row]) -> dict[str, Array]:

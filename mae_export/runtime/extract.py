@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -30,12 +31,12 @@ from mae_export.runtime.features import (
     check_feature_names,
 )
 from mae_export.runtime.golden import check_golden
-from mae_export.runtime.inputs import Item, list_items
-from mae_export.runtime.loading import load
+from mae_export.runtime.inputs import list_items
+from mae_export.runtime.loading import Loaded, load
 from mae_export.runtime.session import Session
-from mae_export.runtime.shards import Row
+from mae_export.runtime.shards import Row, Shard
 from mae_export.runtime.stages import Ahead, Behind
-from mae_export.runtime.visible import Plan, parse_visible
+from mae_export.runtime.visible import AllVisible, Plan, parse_visible
 
 Array = npt.NDArray[Any]
 BATCHES_READY = 2  # one is enough to hide the building of a batch; two hide one slow image
@@ -118,7 +119,7 @@ class _Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class _Ran:
-    batch: Batch
+    batch: Batch  # without feeds: pixels must not wait for the disk
     outputs: dict[str, Array]
 
 
@@ -139,7 +140,7 @@ class _Clock:
 def extract(
     session: Session,
     inputs: Sequence[str | Path],
-    out: Path,
+    out: str | Path,
     *,
     options: ExtractOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -162,7 +163,7 @@ def extract(
         QuarantineError: when everything is written, but too many images failed.
         ResourceError: when the disk is full; finished shards stay.
     """
-    options = options or ExtractOptions()
+    out, options = Path(out), options or ExtractOptions()
     manifest = session.manifest
     specs = [manifest.output(name) for name in options.features or [spec.name for spec in manifest.outputs]]
     check_feature_names(tuple(spec.name for spec in specs))
@@ -170,8 +171,9 @@ def extract(
     check_plan(manifest, plan)
     items = list_items(inputs)
     plan.check(len(items), manifest.patches.count)
+    loaded = load(items, manifest.image, threads=options.threads)
     check_golden(session)
-    job = _Job(session=session, specs=specs, plan=plan, options=options, items=items)
+    job = _Job(session=session, specs=specs, plan=plan, options=options, loaded=loaded, rows_in=len(items))
     with FeaturesWriter(out, format=options.format, force=options.force) as writer:
         report = job.run(writer, progress)
     if report.rows_failed > options.error_budget * report.rows_in:
@@ -192,7 +194,8 @@ class _Job:
     specs: list[TensorSpec]
     plan: Plan
     options: ExtractOptions
-    items: Sequence[Item]
+    loaded: Generator[Loaded, None, None]
+    rows_in: int
 
     def run(self, writer: FeaturesWriter, progress: Callable[[int, int], None] | None) -> ExtractReport:
         started, begin = datetime.now(timezone.utc), time.perf_counter()
@@ -205,39 +208,17 @@ class _Job:
                     done += self._store(result, writer, behind)
                     clock.lap("store")
                 if progress is not None:
-                    progress(done, len(self.items))
+                    progress(done, self.rows_in)
             behind.finish()
         shards = writer.finish()
         seconds, failed = time.perf_counter() - begin, sum(writer.failures.values())
-        if writer.rows_ok + failed != len(self.items):
+        if writer.rows_ok + failed != self.rows_in:
             raise VerificationError(
-                f"{len(self.items)} images went in, {writer.rows_ok} rows and {failed} failures came out; "
+                f"{self.rows_in} images went in, {writer.rows_ok} rows and {failed} failures came out; "
                 "no manifest was written. This is a fault of mae-export: please report it"
             )
-        writer.write_manifest(
-            FeaturesManifest(
-                model=self.options.model,
-                model_sha256=self.session.digest,
-                family=self.session.manifest.family,
-                precision=self.session.manifest.precision,
-                runtime=self.session.description,
-                features=tuple(
-                    TensorSpec(name=spec.name, dtype=spec.dtype, shape=spec.shape[1:], note=spec.note)
-                    for spec in self.specs
-                ),
-                visible=self.plan.description,
-                format=self.options.format,
-                rows_in=len(self.items),
-                rows_ok=writer.rows_ok,
-                rows_failed=failed,
-                shards=shards,
-                version=__version__,
-                started=started.isoformat(timespec="seconds"),
-                seconds=round(seconds, 3),
-            )
-        )
-        return ExtractReport(
-            rows_in=len(self.items),
+        report = ExtractReport(
+            rows_in=self.rows_in,
             rows_ok=writer.rows_ok,
             rows_failed=failed,
             failures=dict(writer.failures),
@@ -248,21 +229,44 @@ class _Job:
             model_seconds=clock.seconds["model"],
             store_wait_seconds=clock.seconds["store"],
         )
+        writer.write_manifest(self._manifest(report, shards, started))
+        return report
+
+    def _manifest(self, report: ExtractReport, shards: tuple[Shard, ...], started: datetime) -> FeaturesManifest:
+        model = self.session.manifest
+        return FeaturesManifest(
+            model=self.options.model,
+            model_sha256=self.session.digest,
+            family=model.family,
+            precision=model.precision,
+            runtime=self.session.description,
+            features=tuple(replace(spec, shape=spec.shape[1:]) for spec in self.specs),
+            visible=self.plan.description,
+            format=self.options.format,
+            rows_in=report.rows_in,
+            rows_ok=report.rows_ok,
+            rows_failed=report.rows_failed,
+            shards=shards,
+            version=__version__,
+            started=started.isoformat(timespec="seconds"),
+            seconds=round(report.seconds, 3),
+        )
 
     def _prepare(self) -> Generator[Batch | _Failure, None, None]:
         """Batches and images that cannot be decoded, as they come; runs in a thread of its own."""
-        manifest = self.session.manifest
-        batcher = Batcher(manifest, self.options.batch)
-        for loaded in load(self.items, manifest.image, threads=self.options.threads):
-            item_id = loaded.item.id
-            if loaded.error is not None or loaded.pixels is None:
-                reason = loaded.error.reason if loaded.error is not None else "no-pixels"
-                yield _Failure(item_id=item_id, reason=reason, message=str(loaded.error))
-                continue
-            ids_keep = self.plan.ids_keep(loaded.index, item_id, manifest.patches.count)
-            batch = batcher.add(index=loaded.index, item_id=item_id, pixels=loaded.pixels, ids_keep=ids_keep)
-            if batch is not None:
-                yield batch
+        count = self.session.manifest.patches.count
+        batcher = Batcher(self.session.manifest, self.options.batch)
+        with closing(self.loaded):
+            for loaded in self.loaded:
+                item_id = loaded.item.id
+                if loaded.pixels is None:
+                    reason = loaded.error.reason if loaded.error else "no-pixels"
+                    yield _Failure(item_id=item_id, reason=reason, message=str(loaded.error))
+                    continue
+                ids_keep = self.plan.ids_keep(loaded.index, item_id, count)
+                batch = batcher.add(index=loaded.index, item_id=item_id, pixels=loaded.pixels, ids_keep=ids_keep)
+                if batch is not None:
+                    yield batch
         yield from batcher.rest()
 
     def _results(self, prepared: Batch | _Failure) -> Iterator[_Ran | _Failure]:
@@ -278,7 +282,7 @@ class _Job:
                 return
         else:
             self._check_rows(prepared, outputs)
-            yield _Ran(batch=prepared, outputs=outputs)
+            yield _Ran(batch=replace(prepared, feeds={}), outputs=outputs)
             return
         for at in range(len(prepared)):
             yield from self._results(prepared.row(at))
@@ -304,11 +308,9 @@ class _Job:
     def _split(self, ran: _Ran, writer: FeaturesWriter) -> None:
         """Cut a batch into rows, without their padding, and keep those that are finite; runs in the storing thread."""
         batch = ran.batch
-        width = max(map(len, batch.ids_keep))
-        if "ids_keep" in batch.feeds:
-            width = batch.feeds["ids_keep"].shape[1]
         for at, ids_keep in enumerate(batch.ids_keep):
-            arrays = {s.name: _without_padding(ran.outputs[s.name][at], s, width - len(ids_keep)) for s in self.specs}
+            missing = batch.width - len(ids_keep)
+            arrays = {spec.name: _without_padding(ran.outputs[spec.name][at], spec, missing) for spec in self.specs}
             broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
             if broken:
                 message = f"{', '.join(broken)} of this image holds NaN or infinity; try fp32, or look at the image"
@@ -319,7 +321,7 @@ class _Job:
 
     @property
     def _stores_ids_keep(self) -> bool:
-        return self.plan.description != "all" or any(len(spec.shape) > 2 for spec in self.specs)
+        return not isinstance(self.plan, AllVisible) or any(len(spec.shape) > 2 for spec in self.specs)
 
 
 def _without_padding(array: Array, spec: TensorSpec, missing: int) -> Array:

@@ -213,7 +213,8 @@ class FeaturesWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._log.close()
+        with disk_errors(self._folder / FAILURES):
+            self._log.close()
 
 
 def check_feature_names(names: tuple[str, ...]) -> None:

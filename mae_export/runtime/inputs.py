@@ -25,14 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mae_export.errors import ImageError, InputError
+from mae_export.runtime.tar import list_members
 
-# Also formats that are not read, so that such photographs are reported instead of silently left out.
+UNREAD_SUFFIXES = (".avif", ".heic", ".heif", ".jp2", ".jxl")  # listed, so that such photographs are reported
 IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .heic .heif .jfif .jp2 .jpe .jpeg .jpg .jxl .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
-)
+    (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
+).union(UNREAD_SUFFIXES)
 MAX_BYTES = 1 << 28  # of one picture; the largest one allowed, uncompressed, fits
-_ARCHIVES = frozenset(".7z .bz2 .gz .rar .tbz2 .tgz .txz .xz .zip .zst".split())
-_TABLES = frozenset(".csv .json .jsonl .lst .parquet .tsv".split())
+_ARCHIVES = frozenset((".7z", ".bz2", ".gz", ".rar", ".tbz2", ".tgz", ".txz", ".xz", ".zip", ".zst"))
+_TABLES = frozenset((".csv", ".json", ".jsonl", ".lst", ".parquet", ".tsv"))
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _log = logging.getLogger(__name__)
 
@@ -113,8 +114,8 @@ def list_items(inputs: Sequence[str | Path]) -> list[Item]:
 
 def is_image_name(name: str) -> bool:
     """Whether a file of this name in a folder or a tar is taken for a picture."""
-    last = name.rpartition("/")[2]
-    return not last.startswith(".") and os.path.splitext(last)[1].lower() in IMAGE_SUFFIXES
+    path = PurePosixPath(name)
+    return not path.name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def label(name: str) -> str:
@@ -125,15 +126,16 @@ def label(name: str) -> str:
 def _expand(given: str, several: bool) -> list[Item]:
     if _URL.match(given):
         raise InputError(f"{given!r} is a URL; nothing is fetched from the network. Download it and give the file")
+    path = Path(given)
     try:
-        mode = os.stat(given).st_mode
+        mode = path.stat().st_mode
     except FileNotFoundError as error:
         hint = "the shell found nothing that matches" if re.search(r"[*?\[]", given) else "check the path"
         raise InputError(f"there is no file or folder {given!r}; {hint}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{given!r} cannot be read ({error}); check the path and its permissions") from error
-    path = Path(given)
-    prefix = f"{label(Path(os.path.abspath(given)).name)}/" if several else ""
+    name = path.resolve().name if path.name in ("", "..") else path.name
+    prefix = f"{label(name)}/" if several else ""
     if stat.S_ISDIR(mode):
         return _from_folder(path, prefix)
     if not stat.S_ISREG(mode):
@@ -170,8 +172,6 @@ def _from_list(path: Path) -> list[Item]:
 
 
 def _from_tar(path: Path, prefix: str) -> list[Item]:
-    from mae_export.runtime.tar import list_members
-
     members = list_members(path)
     items = [
         Item(id=prefix + label(member.name), source=path, offset=member.offset, size=member.size)
@@ -185,7 +185,7 @@ def _from_folder(root: Path, prefix: str) -> list[Item]:
     found: list[str] = []
     skipped = 0
     seen: set[tuple[int, int]] = set()
-    folders, links = [""], [""][:0]
+    folders, links = [""], list[str]()
     while folders or links:  # links last, so that a folder inside the root keeps its own name
         folder = folders.pop() if folders else links.pop(0)
         for entry in _entries(root, folder, seen):

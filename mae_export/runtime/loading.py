@@ -82,7 +82,7 @@ def _load_one(index: int, item: Item, spec: ImageSpec) -> Loaded:
     try:
         return Loaded(index=index, item=item, pixels=prepare(item.read(), spec), error=None)
     except ImageError as error:
-        return Loaded(index=index, item=item, pixels=None, error=error)
+        failure = error
     except MemoryError:
-        error = ImageError("out-of-memory", f"memory ran out while preparing {item.id!r}; use fewer threads")
-        return Loaded(index=index, item=item, pixels=None, error=error)
+        failure = ImageError("out-of-memory", f"memory ran out while preparing {item.id!r}; use fewer threads")
+    return Loaded(index=index, item=item, pixels=None, error=failure)

@@ -38,13 +38,11 @@ def require_pyarrow() -> tuple[Any, Any]:
 def write_parquet(folder: Path, stem: str, rows: Sequence[Row]) -> dict[str, str]:
     """Write `STEM.parquet` with the columns `id`, every feature flattened, and `ids_keep` where it is stored.
 
-    Parquet text is UTF-8, so bytes of a file name that are not appear as backslash escapes in `id`.
-
     Returns:
         SHA-256 by file name.
     """
     pa, pq = require_pyarrow()
-    ids = pa.array([row.item_id.encode("utf-8", "backslashreplace").decode() for row in rows], pa.string())
+    ids = pa.array([row.item_id for row in rows], pa.string())
     fields, data = [pa.field("id", pa.string(), nullable=False)], [ids]
     columns = [row.columns for row in rows]
     for name in columns[0]:

@@ -73,7 +73,7 @@ def golden_image(spec: ImageSpec) -> npt.NDArray[np.uint8]:
     """
     _require_still(spec)
     y, x, c = np.ogrid[: spec.size[0], : spec.size[1], : spec.channels]
-    values = (y * (3 * y + 5 * x + 7) + 2 * x * x) // 16 + 11 * x + 53 * c
+    values: npt.NDArray[np.int64] = (y * (3 * y + 5 * x + 7) + 2 * x * x) // 16 + 11 * x + 53 * c
     return (values % 256).astype(np.uint8)
 
 

@@ -38,7 +38,7 @@ def list_members(path: Path) -> list[Member]:
     Raises:
         InputError: when the file is no uncompressed tar, or is damaged or cut short anywhere.
     """
-    members: dict[int, Member] = {}
+    members: list[Member] = []
     by_name: dict[str, Member] = {}
     try:
         with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
@@ -54,7 +54,8 @@ def list_members(path: Path) -> list[Member]:
                     member = Member(name=entry.name, offset=target.offset, size=target.size)
                 else:
                     continue
-                members[position] = by_name[entry.name] = member
+                by_name[entry.name] = member
+                members.append(member)
             end = tar.offset
         with path.open("rb") as file:
             file.seek(end)
@@ -64,4 +65,4 @@ def list_members(path: Path) -> list[Member]:
         raise InputError(
             f"{path} is no uncompressed tar, or is damaged or cut short ({error}); decompress it or download it again"
         ) from error
-    return list(members.values())
+    return members

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from mae_export.encoders.vit import ViT
 from mae_export.errors import InputError, UsageError
+from mae_export.manifest import Patches
+from mae_export.runtime.patchify import patchify
 from mae_export.spec import EncoderSpec
 from mae_export.training.crops import Pixels, RandomCrops
 from mae_export.training.initialise import initialise
@@ -116,7 +118,7 @@ def pretrain(
     with ThreadPoolExecutor(max_workers=1) as background:
         upcoming = background.submit(crops.batch, options.batch)
         while (done := clock.done(len(losses))) < 1:
-            patches = normalised_patches(torch.from_numpy(upcoming.result()), spec)
+            patches = normalised_patches(upcoming.result(), spec)
             upcoming = background.submit(crops.batch, options.batch)
             ids_keep = random_masking(options.batch, spec.patches, kept, generator)
             loss = reconstruction_loss(
@@ -136,12 +138,11 @@ def pretrain(
     return Pretrained(model=model.eval().requires_grad_(False), losses=tuple(losses))
 
 
-def normalised_patches(images: Tensor, spec: EncoderSpec) -> Tensor:
-    """uint8 images [B, H, W, C] to the model's patches: float32 [B, N, p * p * C], values in (y, x, c) order."""
-    (rows, columns), (height, width) = spec.grid[1:], spec.patch[1:]
-    pixels = (images.float() / 255 - torch.tensor(spec.image.mean)) / torch.tensor(spec.image.std)
-    cells = pixels.reshape(len(images), rows, height, columns, width, -1).transpose(2, 3)
-    return cells.reshape(len(images), rows * columns, -1)
+def normalised_patches(images: Pixels, spec: EncoderSpec) -> Tensor:
+    """uint8 images [B, H, W, 3] to the model's patches: float32 [B, N, p * p * 3], values in (y, x, c) order."""
+    geometry = Patches(patch=spec.patch, grid=spec.grid, prefix_tokens=spec.prefix_tokens)
+    values = torch.from_numpy(patchify(images, geometry)).float().div_(255).unflatten(-1, (-1, spec.image.channels))
+    return ((values - torch.tensor(spec.image.mean)) / torch.tensor(spec.image.std)).flatten(-2)
 
 
 def reconstruct(model: ViT, patches: Tensor, ids_keep: Tensor) -> Tensor:

@@ -1,0 +1,58 @@
+# Needs only make and Python >= 3.10. Every target installs what it needs into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Tests run in two processes; more threads in each would only fight over the cores.
+test soak: export OMP_NUM_THREADS = 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test soak bench format clean
+
+help:
+	@echo "make demo    the whole path on real photographs"
+	@echo "make test    format, lint, types, imports and tests: the gate"
+	@echo "make soak    the long proofs; they write benchmarks/results/"
+	@echo "make bench   measure speed on this machine"
+	@echo "make format  rewrite the code in the project's format"
+	@echo "make clean   remove the environment and everything generated"
+
+# The stamp is written last. Without it the environment is unfinished and is built again from nothing;
+# with it, a change of the pins or of pyproject.toml only updates what is there.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "$(PYTHON) is missing or older than 3.10; install Python 3.10 or newer, or name one: make PYTHON=python3.12" >&2; \
+	    exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "$(PYTHON) cannot make an environment with pip; on Debian and Ubuntu run: apt-get install python3-venv" >&2; \
+	    exit 1; }
+	@echo "== install into $(VENV)"
+	@test -e $@ || $(PYTHON) -m venv --clear $(VENV)
+	@rm -f $@
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/python examples/demo.py
+
+test: $(READY)
+	@echo "== ruff format" && $(BIN)/ruff format --check --quiet .
+	@echo "== ruff check" && $(BIN)/ruff check --quiet .
+	@echo "== mypy" && $(BIN)/mypy
+	@echo "== lint-imports" && $(BIN)/lint-imports
+	@echo "== pytest" && $(BIN)/python -m pytest -n 2 -m "not soak"
+
+soak: $(READY)
+	@$(BIN)/python -m pytest -m soak
+
+bench: $(READY)
+	@$(BIN)/python benchmarks/spine.py
+
+format: $(READY)
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	find mae_export tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
