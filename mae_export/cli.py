@@ -222,7 +222,7 @@ def doctor_command(as_json: Json = False) -> None:
         console.show_json(asdict(diagnosis))
     else:
         console.table(diagnosis.rows(), header=("what", "found", "advice"))
-    if not diagnosis.usable:
+    if not diagnosis.runs_graphs:
         raise MachineError("no runtime can run graphs here; run: pip install 'mae-export[cpu]'")
 
 

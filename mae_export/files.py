@@ -14,7 +14,7 @@ from pathlib import Path
 from mae_export.errors import InputError, ResourceError
 
 DATA_SUFFIX = ".data"  # NAME.onnx keeps large weights in NAME.onnx.data
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def sha256_files(*paths: Path) -> str:
@@ -59,7 +59,7 @@ def staging(target: Path) -> Iterator[Path]:
     try:
         yield folder
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in DISK_FULL:
             raise ResourceError(f"the disk of {target.parent} is full; free space and run again") from error
         raise
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from mae_export.spec import ImageSpec
 
 SCHEMA = 1
 METADATA_KEY = "mae_export.manifest"
+MAX_EXACT = 2**53  # largest integer up to which every one is a float
+MAX_DIGITS = 18  # of an extent; no dimension needs more, and int() refuses thousands with an error of its own
 MaskMode = Literal["none", "keep", "patches"]
 T = TypeVar("T")
 
@@ -60,7 +63,7 @@ class Range:
             InputError: when the text is not that.
         """
         parts = text.split(":")
-        if len(parts) not in (1, 3) or not all(part.strip().isdecimal() for part in parts):
+        if len(parts) not in (1, 3) or not all(part.strip().isdecimal() and len(part) <= MAX_DIGITS for part in parts):
             raise InputError(f"range {text!r} is not min:typical:max; write for example 1:8:64")
         numbers = [int(part) for part in parts]
         return cls(minimum=numbers[0], typical=numbers[len(numbers) // 2], maximum=numbers[-1])
@@ -180,7 +183,7 @@ def read_json(text: str, kind: type[T], what: str) -> T:
         InputError: on anything but exactly the fields of `kind`.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys)
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise InputError(f"the {what} is not valid JSON ({error}); the file is damaged or not ours") from error
     if isinstance(value, dict) and value.get("schema", SCHEMA) != SCHEMA:
@@ -192,11 +195,19 @@ def read_json(text: str, kind: type[T], what: str) -> T:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
             raise ValueError(f"key {key!r} appears twice")
-    return dict(pairs)
+        found[key] = value
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no finite number")
+    return number
 
 
 def _decode(value: Any, kind: Any, where: str) -> Any:
@@ -221,7 +232,7 @@ def _decode(value: Any, kind: Any, where: str) -> Any:
 
 
 def _decode_scalar(value: Any, kind: Any, where: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int and abs(value) <= MAX_EXACT:
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{where} is {value!r}; expected {kind.__name__}")

@@ -164,15 +164,16 @@ class EncoderSpec:
             f"width {self.dim} is not divisible by {self.heads} heads; pass --set heads=N with the trained number",
         )
         _require(0 < self.eps < 0.1, f"eps is {self.eps}; expected a small positive number such as 1e-6")
+        _require(min(self.patch) >= 1, f"patch {self.patch} must be at least 1 along each axis")
         for axis, extent, step in (
             ("frames", self.image.frames, self.patch[0]),
             ("height", self.image.size[0], self.patch[1]),
             ("width", self.image.size[1], self.patch[2]),
         ):
+            below = extent // step * step
+            choices = f"{below} or {below + step}" if below else f"{step}"
             _require(
-                step >= 1 and extent % step == 0,
-                f"image {axis} {extent} is not a multiple of the patch's {step}; "
-                f"choose {max(step, extent // max(step, 1) * step)} or {(extent // max(step, 1) + 1) * step}",
+                extent == below, f"image {axis} {extent} is not a multiple of the patch's {step}; choose {choices}"
             )
 
     @property

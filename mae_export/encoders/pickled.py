@@ -85,8 +85,8 @@ def read_pickle(source: bytes | mmap.mmap, allowed: frozenset[str], where: str) 
     root = None
     try:
         root = machine.run(source)
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, struct.error) as error:
-        damage = error
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, struct.error, Warning) as error:
+        damage = error  # a Warning: Python deprecates the odd escapes of damaged texts, and warnings may be errors
     refused = [name for name in machine.globals if name not in allowed]
     if refused:
         raise SecurityError(_refusal(refused, where))

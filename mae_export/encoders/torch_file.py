@@ -166,7 +166,7 @@ def read_legacy(data: mmap.mmap, path: Path) -> Any:
     keys = read_pickle(data, ALLOWED, str(path)).root
     try:
         storages = _legacy_storages(data, keys, saved.references)
-    except (KeyError, TypeError, ValueError, struct.error) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error}); get the file again") from error
     return _Tensors(data=data, storages=storages, path=path).resolve(saved.root)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mae_export.errors import UsageError
 from mae_export.manifest import MaskMode
 
-OPSETS = range(18, 24)
+OPSETS = range(18, 23)  # from 23 on torch writes Attention nodes, which TensorRT before 10.14 cannot read
 
 
 @dataclass(frozen=True, kw_only=True)

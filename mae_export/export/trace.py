@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import json
 import logging
 import platform
 import re
@@ -121,7 +122,7 @@ def _manifest(encoder: ViT, report: LoadReport, options: TraceOptions) -> Manife
     spec = encoder.spec
     return Manifest(
         family=spec.family,
-        encoder=asdict(spec),
+        encoder=json.loads(json.dumps(asdict(spec))),  # plain data, as every reader of the file will see it
         image=spec.image,
         patches=Patches(patch=spec.patch, grid=spec.grid, prefix_tokens=spec.prefix_tokens),
         mask_mode=options.mask,

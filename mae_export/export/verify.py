@@ -44,6 +44,11 @@ class TorchSession:
         self._digest = digest
 
     @property
+    def name(self) -> str:
+        """The family's name."""
+        return self._manifest.family
+
+    @property
     def manifest(self) -> Manifest:
         """The imitated graph's."""
         return self._manifest

@@ -49,6 +49,11 @@ class Check:
         """Whether the error is within the limit."""
         return self.error <= self.limit
 
+    @property
+    def share(self) -> float:
+        """Error over limit; the check fails above 1."""
+        return self.error / self.limit
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -66,13 +71,13 @@ class Report:
     @property
     def worst(self) -> Check:
         """The check whose error is the largest share of its limit."""
-        return max(self.checks, key=lambda check: check.error / check.limit)
+        return max(self.checks, key=lambda check: check.share)
 
     def by_output(self) -> dict[str, Check]:
         """The worst check of each output, in the order of the outputs."""
         worst: dict[str, Check] = {}
         for check in self.checks:
-            if check.output not in worst or check.error / check.limit > worst[check.output].error / check.limit:
+            if check.output not in worst or check.share > worst[check.output].share:
                 worst[check.output] = check
         return worst
 
@@ -213,6 +218,7 @@ def relative_error(found: Array, expected: Array) -> float:
     if not found.size:
         return 0.0
     wanted = expected.astype(np.float64)
-    difference = np.abs(found.astype(np.float64) - wanted)
+    with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, which is what it should count as
+        difference = np.abs(found.astype(np.float64) - wanted)
     error = float(difference.max() / max(1.0, float(np.abs(wanted).max())))
     return error if np.isfinite(error) else float("inf")

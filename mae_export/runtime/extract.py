@@ -55,7 +55,6 @@ class ExtractOptions:
         threads: decoding threads; 0 chooses by the machine.
         force: replace an existing features folder.
         error_budget: share of images that may fail before the job counts as failed.
-        model: file name of the model, for the manifest.
 
     Raises:
         UsageError: when a value is out of range.
@@ -68,7 +67,6 @@ class ExtractOptions:
     threads: int = 0
     force: bool = False
     error_budget: float = 0.001
-    model: str = ""
 
     def __post_init__(self) -> None:
         if self.features is not None and (not self.features or len(set(self.features)) < len(self.features)):
@@ -235,7 +233,7 @@ class _Job:
     def _manifest(self, report: ExtractReport, shards: tuple[Shard, ...], started: datetime) -> FeaturesManifest:
         model = self.session.manifest
         return FeaturesManifest(
-            model=self.options.model,
+            model=self.session.name,
             model_sha256=self.session.digest,
             family=model.family,
             precision=model.precision,

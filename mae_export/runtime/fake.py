@@ -38,6 +38,11 @@ class FakeSession:
         self._closed = False
 
     @property
+    def name(self) -> str:
+        """`fake`."""
+        return "fake"
+
+    @property
     def manifest(self) -> Manifest:
         """What it promises."""
         return self._manifest

@@ -240,7 +240,7 @@ def read_features(folder: str | Path, *names: str) -> Features:
         MachineError: when the shards need a package that is missing.
     """
     folder = Path(folder)
-    manifest = read_features_manifest(folder)
+    manifest = read_manifest(folder)
     specs = {spec.name: spec for spec in manifest.features}
     for name in names:
         if name not in specs:
@@ -263,7 +263,7 @@ def read_features(folder: str | Path, *names: str) -> Features:
     return Features(ids=tuple(ids), ids_keep=arrays.pop(IDS_KEEP, None), arrays=arrays, manifest=manifest)
 
 
-def read_features_manifest(folder: Path) -> FeaturesManifest:
+def read_manifest(folder: Path) -> FeaturesManifest:
     """Read the manifest of a complete folder.
 
     Raises:
@@ -308,7 +308,7 @@ def _claim(folder: Path, force: bool) -> None:
 def _is_ours(entry: Path) -> bool:
     if entry.name == MANIFEST:
         try:
-            read_features_manifest(entry.parent)
+            read_manifest(entry.parent)
         except InputError:
             return False
         return True

@@ -69,14 +69,15 @@ class Item:
         Raises:
             ImageError: `missing`, `not-a-file`, `unreadable`, `too-large` or `truncated`.
         """
+        name = label(str(self.source))
         try:
             status = self.source.stat()
             if not stat.S_ISREG(status.st_mode):
-                raise ImageError("not-a-file", f"{self.source} is a folder, FIFO, socket or device; expected a file")
+                raise ImageError("not-a-file", f"{name} is a folder, FIFO, socket or device; expected a file")
             wanted = status.st_size if self.size is None else self.size
             if wanted > MAX_BYTES:
                 raise ImageError(
-                    "too-large", f"{self.source} holds {wanted} bytes for one picture; expected at most {MAX_BYTES}"
+                    "too-large", f"{name} holds {wanted} bytes for a picture; expected at most {MAX_BYTES}"
                 )
             # Should a FIFO have taken the file's place by now, opening it must not wait for a writer.
             flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -84,11 +85,11 @@ class Item:
                 file.seek(self.offset)
                 data = file.read(wanted)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise ImageError("missing", f"{self.source} does not exist, or is a link to nothing") from error
+            raise ImageError("missing", f"{name} does not exist, or is a link to nothing") from error
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise ImageError("unreadable", f"{self.source} cannot be read ({error}); check its permissions") from error
+            raise ImageError("unreadable", f"{name} cannot be read ({error}); check its permissions") from error
         if len(data) < wanted:
-            raise ImageError("truncated", f"{self.source} ended after {len(data)} of {wanted} bytes; is it complete?")
+            raise ImageError("truncated", f"{name} ended after {len(data)} of {wanted} bytes; copy it again")
         return data
 
 

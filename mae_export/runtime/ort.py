@@ -50,6 +50,11 @@ class OrtSession:
         self._names = tuple(spec.name for spec in self._manifest.outputs)
 
     @property
+    def name(self) -> str:
+        """File name of the graph."""
+        return self._path.name
+
+    @property
     def manifest(self) -> Manifest:
         """What the graph promises."""
         return self._manifest

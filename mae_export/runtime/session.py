@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from mae_export.errors import MachineError, InputError
+from mae_export.errors import InputError, MachineError
 from mae_export.manifest import Manifest
 
 Array = npt.NDArray[Any]
@@ -17,6 +17,11 @@ Array = npt.NDArray[Any]
 
 class Session(Protocol):
     """A model that is ready to run."""
+
+    @property
+    def name(self) -> str:
+        """File name of the model, for people and for what is made with it."""
+        ...
 
     @property
     def manifest(self) -> Manifest:
@@ -41,7 +46,7 @@ class Session(Protocol):
             outputs: names of the outputs wanted; None means all of the manifest's.
 
         Returns:
-            Arrays by output name, batch first.
+            Arrays by output name, batch first. They are the caller's: the next run does not reuse their memory.
 
         Raises:
             InputError: when a feed is missing, unknown, or of the wrong dtype or shape.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mae_export.errors import InputError, ResourceError, SecurityError
-from mae_export.files import sha256_files
+from mae_export.files import DISK_FULL, sha256_files
 from mae_export.runtime.padding import stack_padded
 
 Array = npt.NDArray[Any]
@@ -99,7 +98,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        if error.errno in DISK_FULL:
             raise ResourceError(f"cannot write {path}: {error.strerror}; free space or choose another disk") from error
         raise InputError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to") from error
 

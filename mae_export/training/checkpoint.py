@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from mae_export.encoders.vit import ViT
+from mae_export.errors import InputError
 from mae_export.files import put_in_place, staging
 
 # From the names of `mae_export.encoders.vit` to the authors': the loader's renames, the other way round.
@@ -17,11 +18,10 @@ RENAMES = (
     (r"decoder\.mask_token", "mask_token"),
     (r"decoder\.(.*)", r"decoder_\1"),
 )
+PLAIN = (bool, int, float, str, type(None))  # what any reader of the file may unpickle
 
 
-def save_checkpoint(
-    model: ViT, path: str | Path, *, args: Mapping[str, object] | None = None, epoch: int = 0
-) -> Path:
+def save_checkpoint(model: ViT, path: str | Path, *, args: Mapping[str, object] | None = None, epoch: int = 0) -> Path:
     """Write `{"model": tensors, "epoch": int, "args": Namespace}`, whole or not at all.
 
     The layout does not hold the numbers of heads; its readers take 64 values per head in the encoder and 16 heads in
@@ -37,10 +37,13 @@ def save_checkpoint(
         The path.
 
     Raises:
-        InputError: when the folder does not exist or cannot be written.
+        InputError: when an argument is something else, or the folder does not exist or cannot be written.
         ResourceError: when the disk is full.
     """
     path = Path(path)
+    for name, value in (args or {}).items():
+        if not isinstance(value, PLAIN):
+            raise InputError(f"cannot record {name}={value!r}; expected numbers, texts, truth values or None")
     facts: dict[str, object] = {**(args or {}), "input_size": max(model.spec.image.size)}
     decoder = model.spec.decoder
     if decoder is not None and decoder.target != "unknown":

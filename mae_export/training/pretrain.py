@@ -130,7 +130,7 @@ def pretrain(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(done, peak=peak, warmup=options.warmup)
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             losses.append(_finite(loss.item(), len(losses), peak))
             if progress:
@@ -141,8 +141,9 @@ def pretrain(
 def normalised_patches(images: Pixels, spec: EncoderSpec) -> Tensor:
     """uint8 images [B, H, W, 3] to the model's patches: float32 [B, N, p * p * 3], values in (y, x, c) order."""
     geometry = Patches(patch=spec.patch, grid=spec.grid, prefix_tokens=spec.prefix_tokens)
-    values = torch.from_numpy(patchify(images, geometry)).float().div_(255).unflatten(-1, (-1, spec.image.channels))
-    return ((values - torch.tensor(spec.image.mean)) / torch.tensor(spec.image.std)).flatten(-2)
+    values = torch.from_numpy(patchify(images, geometry)).float() / 255
+    repeats = spec.patch_values // spec.image.channels
+    return (values - torch.tensor(spec.image.mean * repeats)) / torch.tensor(spec.image.std * repeats)
 
 
 def reconstruct(model: ViT, patches: Tensor, ids_keep: Tensor) -> Tensor:
@@ -174,5 +175,7 @@ class _Clock:
 
 def _finite(loss: float, step: int, peak: float) -> float:
     if not math.isfinite(loss):
-        raise InputError(f"the training diverged: the loss is {loss} at step {step}; lower base_lr (peak rate {peak:g})")
+        raise InputError(
+            f"the training diverged: the loss is {loss} at step {step}; lower base_lr (peak rate {peak:g})"
+        )
     return loss

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mae_export.runtime.features import (
     FeaturesWriter,
     check_feature_names,
     read_features,
-    read_features_manifest,
+    read_manifest,
 )
 from mae_export.runtime.shards import Row, Shard
 
@@ -166,10 +167,10 @@ def test_a_manifest_that_miscounts_is_refused(tmp_path: Path) -> None:
 def test_manifests_that_are_not_ours_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match=message):
-        read_features_manifest(tmp_path)
+        read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="cannot be read"):
-        read_features_manifest(tmp_path)
+        read_manifest(tmp_path)
 
 
 def test_a_folder_in_use_is_refused_without_force(tmp_path: Path) -> None:
@@ -191,6 +192,22 @@ def test_force_replaces_features_and_leftovers(tmp_path: Path) -> None:
     assert read_features(tmp_path).ids == ("6.png",)
 
 
+def test_replacing_first_removes_what_says_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, [row(0)])
+    unlink = Path.unlink
+
+    def failing(path: Path, missing_ok: bool = False) -> None:
+        if path.name != "manifest.json":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", failing)
+    with pytest.raises(InputError, match="Permission denied"):
+        FeaturesWriter(tmp_path, force=True)
+    with pytest.raises(InputError, match="did not finish"):
+        read_features(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "shard-00000.pooled.npy.bak.zip", "images/a.png", "manifest.json"])
 def test_force_never_deletes_what_is_not_ours(tmp_path: Path, name: str) -> None:
     write(tmp_path, [row(0)])
@@ -207,7 +224,7 @@ def test_a_file_or_an_unwritable_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is a file; give a folder"):
         FeaturesWriter(tmp_path / "file", force=True)
-    with pytest.raises(InputError, match="cannot write .*: Not a directory"):
+    with pytest.raises(InputError, match=r"cannot write .*: Not a directory"):
         FeaturesWriter(tmp_path / "file" / "below")
 
 

@@ -49,7 +49,7 @@ def test_patches_mode_ties_the_pixels_to_the_indices(make_manifest: Callable[...
 def test_missing_and_unknown_feeds_are_named(manifest: Manifest) -> None:
     with pytest.raises(InputError, match="input 'ids_keep' is missing; the model takes: images, ids_keep"):
         check_feeds(manifest, {"images": feeds()["images"]})
-    with pytest.raises(InputError, match="no input 'id_keep'.*did you mean 'ids_keep'"):
+    with pytest.raises(InputError, match=r"no input 'id_keep'.*did you mean 'ids_keep'"):
         check_feeds(manifest, feeds(id_keep=np.zeros(2)))
 
 

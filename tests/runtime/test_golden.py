@@ -44,7 +44,7 @@ def test_the_tolerance_grows_with_the_value_and_with_the_precision(make_manifest
         return FakeSession(replace(manifest, precision=precision), lambda feeds: outputs)
 
     check_golden(session("fp32", 100.09))
-    with pytest.raises(VerificationError, match="gives 100.2 for value 0"):
+    with pytest.raises(VerificationError, match=r"gives 100.2 for value 0"):
         check_golden(session("fp32", 100.2))
     check_golden(session("fp16", 101.5))
     check_golden(session("int8", 109.0))

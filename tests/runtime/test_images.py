@@ -215,7 +215,7 @@ REFUSED = {
     "PNG text bomb": (
         png(1, 1, rows=b"\0\0", extra=chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 24)))),
         "corrupt",
-        "too large",
+        "PNG data is damaged",
     ),
     "half a GIF": (encode(RGB, "GIF")[:900], "truncated", "GIF"),
     "half a WebP": (encode(RGB, "WEBP")[:100], "truncated", "WEBP"),
@@ -292,6 +292,13 @@ def test_warnings_of_pillow_neither_escape_nor_change_the_result():
     assert len(results) == 8
     for found in results:
         np.testing.assert_array_equal(found, quiet)
+
+
+def test_transparent_palettes_do_not_even_warn():
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        decode(ACCEPTED["palette, alpha table"][0])
+    assert not seen
 
 
 def test_prepare_fits_and_refuses_encoders_of_other_samples():

@@ -66,7 +66,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path, dtype: str) -> None:
 
 def test_rows_that_differ_along_two_axes_are_refused(tmp_path: Path) -> None:
     squares = [Row(index=i, item_id=str(i), arrays={"a": np.zeros((i + 1, i + 1))}, ids_keep=None) for i in range(2)]
-    with pytest.raises(InputError, match="differ along two axes.*use --format npy"):
+    with pytest.raises(InputError, match=r"differ along two axes.*use --format npy"):
         write_parquet(tmp_path, STEM, squares)
     assert not list(tmp_path.iterdir())
 

@@ -79,7 +79,7 @@ def test_the_golden_image_has_every_value_no_symmetry_and_no_equal_patches(shape
         image[..., list(order)] for order in itertools.permutations(range(shape[2])) if order != tuple(range(shape[2]))
     ]
     for other in moved:
-        assert (other != image).mean() > 0.9
+        assert (other != image).mean() > 0.45  # exchanging two of four channels changes half
     cells = image.reshape(shape[0] // 16, 16, shape[1] // 16, 16, -1).swapaxes(1, 2).reshape(-1, 256 * shape[2])
     assert len(np.unique(cells, axis=0)) == len(cells)
 

@@ -131,5 +131,5 @@ def test_pickled_arrays_are_never_loaded(tmp_path: Path) -> None:
             "shard-00000.ids.jsonl": files["shard-00001.ids.jsonl"],
         },
     )
-    with pytest.raises(InputError, match="is not a plain .npy array"):
+    with pytest.raises(InputError, match=r"is not a plain .npy array"):
         read_npy(tmp_path, "shard-00000", shard, ["pooled"])

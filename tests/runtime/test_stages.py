@@ -58,7 +58,7 @@ def test_an_error_in_the_source_reaches_the_caller_in_its_place() -> None:
 
 def test_leaving_early_closes_the_source_and_ends_the_thread() -> None:
     log: list[str] = []
-    with pytest.raises(KeyboardInterrupt), Ahead(numbers(1000, log), depth=2) as ahead:
+    with pytest.raises(KeyboardInterrupt), Ahead(numbers(1000, log), depth=2) as ahead:  # noqa: PT012 - the loop is the test
         for number in ahead:
             if number == 3:
                 raise KeyboardInterrupt

@@ -69,7 +69,7 @@ def test_malformed_random_plans_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("seed", ["-1", "1.5", "", "x", "1e3", "²"])
 def test_seeds_that_are_no_whole_number_are_refused(seed: str) -> None:
-    with pytest.raises(UsageError, match="has the seed .* expected a whole number"):
+    with pytest.raises(UsageError, match=r"has the seed .* expected a whole number"):
         parse_visible(f"random:0.25:{seed}")
 
 

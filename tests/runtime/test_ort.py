@@ -1,0 +1,161 @@
+"""The ONNX Runtime session on tiny graphs built here, node by node, so that no exporter is needed."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from mae_export.errors import GraphError, InputError, MaskError, UsageError
+from mae_export.files import sha256_files
+from mae_export.manifest import METADATA_KEY
+from mae_export.runtime.ort import OrtSession
+from mae_export.runtime.session import open_session
+
+
+def write_graph(path, manifest, *, external=False):
+    """images -> pooled: the mean of each channel, doubled to six values; images and ids_keep as in mode keep."""
+    size = manifest.image.size
+    nodes = [
+        helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "w"], ["pooled"]),
+    ]
+    weight = np.tile(np.eye(3, dtype=np.float32), (1, 2))
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [
+            helper.make_tensor_value_info("images", TensorProto.UINT8, ["B", *size, 3]),
+            helper.make_tensor_value_info("ids_keep", TensorProto.INT64, ["B", "K"]),
+        ],
+        [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["B", 6])],
+        [
+            onnx.numpy_helper.from_array(np.array([1, 2]), "axes"),
+            onnx.numpy_helper.from_array(weight, "w"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {METADATA_KEY: manifest.to_json()})
+    if external:
+        onnx.save(model, path, save_as_external_data=True, location=path.name + ".data", size_threshold=100)
+    else:
+        onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def manifest(make_manifest):
+    return make_manifest("keep", outputs=("pooled",))
+
+
+def feeds(batch=2):
+    images = np.arange(batch * 32 * 32 * 3, dtype=np.int64).reshape(batch, 32, 32, 3) % 251
+    return {"images": images.astype(np.uint8), "ids_keep": np.tile(np.arange(4), (batch, 1))}
+
+
+def test_runs_and_describes_itself(tmp_path, manifest):
+    path = write_graph(tmp_path / "tiny.onnx", manifest)
+    with open_session(path, threads=1) as session:
+        found = session.run(feeds())
+        expected = np.tile(feeds()["images"].mean(axis=(1, 2)), (1, 2))
+        np.testing.assert_allclose(found["pooled"], expected, rtol=1e-6)
+        assert found["pooled"].dtype == np.float32
+        assert session.manifest == manifest
+        assert session.name == "tiny.onnx"
+        assert session.digest == sha256_files(path)
+        assert session.description == f"ONNX Runtime {onnxruntime.__version__}, CPUExecutionProvider"
+
+
+def test_results_belong_to_the_caller(tmp_path, manifest):
+    with open_session(write_graph(tmp_path / "tiny.onnx", manifest)) as session:
+        first = session.run(feeds())["pooled"]
+        kept = first.copy()
+        session.run({**feeds(), "images": np.zeros((2, 32, 32, 3), np.uint8)})
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_digest_covers_the_data_file(tmp_path, manifest):
+    path = write_graph(tmp_path / "tiny.onnx", manifest, external=True)
+    with open_session(path) as session:
+        assert session.digest == sha256_files(path, tmp_path / "tiny.onnx.data")
+
+
+def test_wrong_feeds_and_outputs_are_refused(tmp_path, manifest):
+    with open_session(write_graph(tmp_path / "tiny.onnx", manifest)) as session:
+        with pytest.raises(InputError, match="there is no output 'dense'; this file has: pooled"):
+            session.run(feeds(), ["dense"])
+        with pytest.raises(InputError, match="ids_keep"):
+            session.run({"images": feeds()["images"]})
+        with pytest.raises(MaskError, match="16"):
+            session.run({**feeds(), "ids_keep": np.full((2, 4), 16)})
+
+
+def test_closed_session_refuses_to_run(tmp_path, manifest):
+    session = open_session(write_graph(tmp_path / "tiny.onnx", manifest))
+    session.close()
+    session.close()
+    with pytest.raises(UsageError, match=r"tiny\.onnx is closed"):
+        session.run(feeds())
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "ONNX Runtime cannot load"),
+        (b"<html>404</html>", "ONNX Runtime cannot load"),
+        (bytes(range(256)) * 4, "ONNX Runtime cannot load"),
+    ],
+    ids=["empty", "html", "noise"],
+)
+def test_files_that_are_no_graph(tmp_path, content, text):
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    with pytest.raises(GraphError, match=text):
+        open_session(path)
+
+
+def test_truncated_graph(tmp_path, manifest):
+    path = write_graph(tmp_path / "tiny.onnx", manifest)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(GraphError):
+        open_session(path)
+
+
+def test_graph_without_manifest(tmp_path, manifest):
+    path = write_graph(tmp_path / "tiny.onnx", manifest)
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, path)
+    with pytest.raises(GraphError, match="carries no manifest; expected a graph written by `mae-export export`"):
+        OrtSession(path)
+
+
+def test_damaged_manifest(tmp_path, manifest):
+    path = write_graph(tmp_path / "tiny.onnx", manifest)
+    model = onnx.load(path)
+    model.metadata_props[0].value = model.metadata_props[0].value.replace('"mask_mode": "keep"', '"mask_mode": "half"')
+    onnx.save(model, path)
+    with pytest.raises(InputError, match="mask_mode is 'half'; expected one of 'none', 'keep', 'patches'"):
+        open_session(path)
+
+
+def test_missing_data_file(tmp_path, manifest):
+    path = write_graph(tmp_path / "tiny.onnx", manifest, external=True)
+    (tmp_path / "tiny.onnx.data").unlink()
+    with pytest.raises(GraphError, match=r"cannot load .*tiny\.onnx"):
+        open_session(path)
+
+
+def test_data_file_outside_the_folder(tmp_path, manifest):
+    (tmp_path / "model").mkdir()
+    path = write_graph(tmp_path / "model" / "tiny.onnx", manifest, external=True)
+    (tmp_path / "model" / "tiny.onnx.data").rename(tmp_path / "elsewhere.data")
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../elsewhere.data"
+    onnx.save(model, path)
+    with pytest.raises(GraphError, match="cannot load"):
+        open_session(path)
