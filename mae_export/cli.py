@@ -7,17 +7,25 @@ import sys
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 import mae_export
-from mae_export.errors import MachineError, MaeExportError, ResourceError, UsageError, VerificationError
+from mae_export.errors import (
+    MachineError,
+    MaeExportError,
+    QuarantineError,
+    ResourceError,
+    UsageError,
+    VerificationError,
+)
 from mae_export.export.options import TraceOptions
 from mae_export.manifest import Manifest, MaskMode
 
 if TYPE_CHECKING:
     from mae_export.encoders.overrides import Overrides
+    from mae_export.runtime.extract import ExtractReport
     from mae_export.runtime.session import Session
 
 BUG = 70
@@ -146,12 +154,18 @@ def extract_command(
         force=force,
         error_budget=error_budget,
     )
+    failure: QuarantineError | None = None
     with open_session(model) as session, console.images_progress("extracting") as progress:
-        report = extract(session, inputs, out, options=options, progress=progress)
+        try:
+            report = extract(session, inputs, out, options=options, progress=progress)
+        except QuarantineError as error:  # everything is written all the same
+            failure, report = error, cast("ExtractReport", error.report)
     if as_json:
         console.show_json(asdict(report))
     else:
         summaries.show_extraction(out, report)
+    if failure is not None:
+        raise failure
 
 
 @app.command("inspect")
@@ -240,11 +254,15 @@ def _translated(error: BaseException) -> MaeExportError | None:
     return None
 
 
+def _interrupted() -> int:
+    typer.echo("interrupted", err=True)
+    return INTERRUPTED
+
+
 def _exit_code(error: BaseException) -> int:
     """Show an error and return its exit code."""
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        typer.echo("interrupted", err=True)
-        return INTERRUPTED
+        return _interrupted()
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
@@ -267,4 +285,5 @@ def main() -> None:
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (the one place where errors become exit codes)
         sys.exit(_exit_code(error))
-    sys.exit(result if isinstance(result, int) else 0)
+    # typer itself turns Ctrl-C inside a command into this code, without a word
+    sys.exit(_interrupted() if result == INTERRUPTED else result)

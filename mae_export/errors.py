@@ -84,9 +84,18 @@ class MachineError(MaeExportError):
 
 
 class QuarantineError(MaeExportError):
-    """The job finished and its results are written, but more inputs failed than the error budget allows."""
+    """The job finished and its results are written, but more inputs failed than the error budget allows.
+
+    Args:
+        message: how many failed, why, and what to do.
+        report: what the job would have returned.
+    """
 
     exit_code = 7
+
+    def __init__(self, message: str, report: object = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class ResourceError(MaeExportError):

@@ -55,12 +55,14 @@ def staging(target: Path) -> Iterator[Path]:
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     except OSError as error:
+        if error.errno in DISK_FULL:
+            raise _full(target) from error
         raise InputError(f"cannot write in {target.parent}: {error.strerror}") from error
     try:
         yield folder
     except OSError as error:
         if error.errno in DISK_FULL:
-            raise ResourceError(f"the disk of {target.parent} is full; free space and run again") from error
+            raise _full(target) from error
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -80,6 +82,10 @@ def put_in_place(staged: Path, target: Path) -> None:
         data.replace(old_data)
     _sync(staged)
     staged.replace(target)
+
+
+def _full(target: Path) -> ResourceError:
+    return ResourceError(f"the disk of {target.parent} is full; free space and run again")
 
 
 def _sync(path: Path) -> None:

@@ -14,6 +14,14 @@ from mae_export.errors import GraphError
 from mae_export.files import DATA_SUFFIX
 from mae_export.manifest import METADATA_KEY, Manifest
 
+_CHECK_ERRORS = (  # RuntimeError: the path is a folder
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    DecodeError,
+    RuntimeError,
+    ValueError,
+)
+
 
 def check(path: Path) -> None:
     """Run `onnx.checker` with shape inference.
@@ -23,7 +31,7 @@ def check(path: Path) -> None:
     """
     try:
         onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, DecodeError, ValueError) as error:
+    except _CHECK_ERRORS as error:
         raise GraphError(f"{path} is no valid ONNX model: {error}") from error
 
 

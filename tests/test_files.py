@@ -23,6 +23,12 @@ def write_pair(path: Path, text: str, *, data: bool = True) -> Path:
     return path
 
 
+def write_half(target: Path, error: BaseException) -> None:
+    with staging(target) as folder:
+        (folder / "half").write_text("x")
+        raise error
+
+
 @pytest.mark.parametrize("size", [0, 1, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20])
 def test_digests_are_those_of_hashlib(tmp_path: Path, size: int) -> None:
     content = os.urandom(size)
@@ -63,9 +69,8 @@ def test_staging_lies_beside_the_target_and_goes_away(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit, FileNotFoundError])
 def test_staging_goes_away_when_something_fails(tmp_path: Path, kind: type[BaseException]) -> None:
-    with pytest.raises(kind, match=r"^why$"), staging(tmp_path / "m.onnx") as folder:
-        (folder / "half").write_text("x")
-        raise kind("why")
+    with pytest.raises(kind, match=r"^why$"):
+        write_half(tmp_path / "m.onnx", kind("why"))
     assert left_in(tmp_path) == []
 
 
@@ -81,9 +86,8 @@ def test_staging_needs_the_folder_of_the_target(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_while_writing_is_said(tmp_path: Path, number: int) -> None:
-    with pytest.raises(ResourceError) as caught, staging(tmp_path / "m.onnx") as folder:
-        (folder / "half").write_text("x")
-        raise OSError(number, os.strerror(number))
+    with pytest.raises(ResourceError) as caught:
+        write_half(tmp_path / "m.onnx", OSError(number, os.strerror(number)))
     assert str(caught.value) == f"the disk of {tmp_path} is full; free space and run again"
     assert left_in(tmp_path) == []
 
@@ -147,14 +151,19 @@ def test_at_every_step_a_reader_finds_a_whole_model_or_none(
 
 def test_what_is_moved_was_synced_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     staged = write_pair(tmp_path / "staged.onnx", "new")
-    inodes = [staged.stat().st_ino, (tmp_path / "staged.onnx.data").stat().st_ino]
+    graph, data = staged.stat().st_ino, (tmp_path / "staged.onnx.data").stat().st_ino
     steps: list[tuple[str, int]] = []
-    sync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda number: (steps.append(("sync", os.fstat(number).st_ino)), sync(number)))
-    monkeypatch.setattr(
-        Path, "replace", lambda path, to: (steps.append(("move", path.stat().st_ino)), replace(path, to))
-    )
+    fsync, replace = os.fsync, Path.replace
+
+    def watched_fsync(number: int) -> None:
+        steps.append(("sync", os.fstat(number).st_ino))
+        fsync(number)
+
+    def watched_replace(path: Path, target: Path) -> Path:
+        steps.append(("move", path.stat().st_ino))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(Path, "replace", watched_replace)
     put_in_place(staged, tmp_path / "m.onnx")
-    for inode in inodes:
-        assert steps.index(("sync", inode)) < steps.index(("move", inode))
-    assert steps[-1] == ("move", inodes[0])  # the graph last: it makes its data visible
+    assert steps == [("sync", data), ("move", data), ("sync", graph), ("move", graph)]

@@ -167,7 +167,7 @@ def _output(spec: EncoderSpec, options: TraceOptions, name: str) -> TensorSpec:
         "attention": (spec.heads, tokens, tokens),
     }
     kind = re.sub(r"_\d+$", "", name)
-    note = FAMILIES[spec.family].notes.get(name, "")
+    note = FAMILIES[spec.family].outputs(spec).get(name, "")
     if kind == "layer":
         note = f"tokens after the block, before any final norm; the class token is token 0, then {kept} patches"
     if kind == "reconstruction" and spec.decoder is not None:

@@ -179,7 +179,8 @@ def extract(
         raise QuarantineError(
             f"{report.rows_failed} of {report.rows_in} images failed ({reasons}), more than the error budget of "
             f"{options.error_budget:.3%}; each is named in {out / FAILURES}. The other {report.rows_ok} rows are "
-            "complete: mend the images, or raise --error-budget"
+            "complete: mend the images, or raise --error-budget",
+            report,
         )
     return report
 

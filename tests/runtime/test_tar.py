@@ -119,7 +119,7 @@ BACK = (-2048 & (1 << 96) - 1).to_bytes(12, "big")  # -2048 bytes: from the seco
         with_size(b"\xff" * 12),  # -1 byte
         with_size(b"\xff" * 12)[: SECOND + 512] + bytes(1024),
         with_size(BACK),
-        GOOD[:SECOND] + sparse(BACK),  # `tarfile` goes round for ever
+        GOOD[:SECOND] + sparse((-512 & (1 << 96) - 1).to_bytes(12, "big")),  # `tarfile` goes round for ever
         with_size(b"\x80" + b"\0" * 3 + b"\x7f" + b"\xff" * 7),  # 8 EiB
     ],
 )

@@ -67,7 +67,7 @@ class Family:
         licence: of the published weights.
         layouts: ways in which its files name their tensors.
         spec: derives the spec and notes for the load report.
-        notes: what each output is, with its source, by output name.
+        outputs: what each output holds for a spec, with its source, by output name.
     """
 
     name: str
@@ -76,4 +76,4 @@ class Family:
     licence: str
     layouts: tuple[Layout, ...]
     spec: Callable[[Facts], tuple[EncoderSpec, tuple[str, ...]]]
-    notes: Mapping[str, str]
+    outputs: Callable[[EncoderSpec], Mapping[str, str]]

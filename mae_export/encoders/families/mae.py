@@ -212,6 +212,24 @@ HUGGING_FACE = Layout(
     ),
 )
 
+
+def outputs(spec: EncoderSpec) -> dict[str, str]:
+    """What each output holds, with its source."""
+    if spec.norm == "pooled":
+        norm = "no final norm: a fine-tuned file has none for tokens"
+        pooled = "fine-tuned feature: fc_norm of the mean of the last block's patch tokens (models_vit.py, global_pool)"
+    else:
+        norm = "after the final norm"
+        pooled = "linear-probe feature: class token after the final norm (main_linprobe.py)"
+    return {
+        "class_token": f"class token, {norm}",
+        "mean_patch": f"mean of the patch tokens, {norm}",
+        "patch_tokens": f"patch tokens, {norm}",
+        "pooled": pooled,
+        "reconstruction": "decoder's prediction of every patch in raster order, values in (y, x, c) order",
+    }
+
+
 FAMILY = Family(
     name="mae",
     title="MAE: Masked Autoencoders Are Scalable Vision Learners (CVPR 2022)",
@@ -219,11 +237,5 @@ FAMILY = Family(
     licence="CC-BY-NC-4.0",
     layouts=(FACEBOOK, HUGGING_FACE),
     spec=spec,
-    notes={
-        "class_token": "class token after the final norm; without one in fine-tuned files",
-        "pooled": "linear-probe feature: class token after the final norm (main_linprobe.py); "
-        "fine-tuned files: fc_norm of the mean of the last block's patch tokens (models_vit.py, global_pool)",
-        "patch_tokens": "after the final norm; fine-tuned files have none",
-        "reconstruction": "decoder_pred of every patch in raster order, values in (y, x, c) order",
-    },
+    outputs=outputs,
 )
