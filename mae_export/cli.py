@@ -286,4 +286,4 @@ def main() -> None:
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (the one place where errors become exit codes)
         sys.exit(_exit_code(error))
     # typer itself turns Ctrl-C inside a command into this code, without a word
-    sys.exit(_interrupted() if result == INTERRUPTED else result)
+    sys.exit(_interrupted() if result == INTERRUPTED else result or 0)

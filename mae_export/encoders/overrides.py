@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import typing
 from collections.abc import Callable, Sequence
@@ -29,6 +28,9 @@ class Overrides:
         norm_pix_loss: whether the decoder predicts pixels normalised per patch.
         weights: which state dict of the file to use.
         ignore: name prefixes of tensors that may stay unused.
+
+    Raises:
+        UsageError: when a number is not positive.
     """
 
     heads: int | None = None
@@ -43,6 +45,12 @@ class Overrides:
     weights: str | None = None
     ignore: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("heads", "decoder_heads", "eps", "crop_fraction"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} is {value}; expected a positive number")
+
 
 def parse_size(text: str) -> tuple[int, int]:
     """Read `224` or `192x320` as (height, width) in pixels.
@@ -51,7 +59,7 @@ def parse_size(text: str) -> tuple[int, int]:
         UsageError: when the text is neither.
     """
     parts = text.lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) for part in parts):
+    if len(parts) not in (1, 2) or not all(len(part) < 10 and part.isdecimal() and int(part) for part in parts):
         raise UsageError(f"image size {text!r} is neither N nor HxW; write for example 224 or 192x320")
     return int(parts[0]), int(parts[-1])
 
@@ -113,19 +121,3 @@ def parse_overrides(settings: Sequence[str]) -> Overrides:
         except ValueError as error:
             raise UsageError(f"--set {key}={text!r} cannot be read: {error}") from error
     return Overrides(**values)
-
-
-def format_overrides(overrides: Overrides) -> tuple[str, ...]:
-    """The settings that `parse_overrides` reads back into `overrides`."""
-    settings = []
-    for name, value in dataclasses.asdict(overrides).items():
-        if value is None or value == ():
-            continue
-        if name == "image_size":
-            text = f"{value[0]}x{value[1]}"
-        elif isinstance(value, tuple):
-            text = ",".join(map(str, value))
-        else:
-            text = str(value).lower() if isinstance(value, bool) else str(value)
-        settings.append(f"{name}={text}")
-    return tuple(settings)

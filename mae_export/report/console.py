@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.highlighter import NullHighlighter
+from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -63,9 +67,19 @@ def images_progress(total_label: str) -> Iterator[Callable[[int, int], None]]:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=ERR) as progress:
+    remarks = RichHandler(
+        console=ERR, show_time=False, show_level=False, show_path=False, highlighter=NullHighlighter()
+    )
+    logger = logging.getLogger("mae_export")
+    logger.addHandler(remarks)
+    logger.setLevel(logging.INFO)
+    with Progress(*columns, console=ERR) as progress, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\b")  # odd metadata of single images; errors still raise
         task = progress.add_task(escape(total_label), total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        try:
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+        finally:
+            logger.removeHandler(remarks)
 
 
 @contextmanager

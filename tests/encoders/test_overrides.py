@@ -46,7 +46,7 @@ def test_all_settings_together() -> None:
 
 def test_without_settings_everything_is_left_to_the_checkpoint() -> None:
     assert parse_overrides([]) == Overrides()
-    assert {value for value in dataclasses.asdict(Overrides()).values()} == {None, ()}
+    assert set(dataclasses.asdict(Overrides()).values()) == {None, ()}
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,10 @@ def test_other_spellings(setting: str, key: str, value: Any) -> None:
         ("norm_pix_loss=True", "--set norm_pix_loss='True' cannot be read: expected true or false"),
         ("image_size=0", "image size '0' is neither N nor HxW; write for example 224 or 192x320"),
         (f"heads={'9' * 5000}", "cannot be read: Exceeds the limit"),
-        ("heads=0", "--set heads=0 must be positive"),
-        ("decoder_heads=-1", "--set decoder_heads=-1 must be positive"),
-        ("crop_fraction=0", "--set crop_fraction=0.0 must be positive"),
-        ("eps=nan", "--set eps=nan must be positive"),
+        ("heads=0", "heads is 0; expected a positive number"),
+        ("decoder_heads=-1", "decoder_heads is -1; expected a positive number"),
+        ("crop_fraction=0", "crop_fraction is 0.0; expected a positive number"),
+        ("eps=nan", "eps is nan; expected a positive number"),
     ],
     ids=lambda value: value[:25],
 )
