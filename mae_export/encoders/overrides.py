@@ -81,7 +81,10 @@ def _resize(text: str) -> str:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names):  # an empty prefix would match every tensor
+        raise ValueError("expected prefixes separated by commas")
+    return names
 
 
 _READERS: dict[str, Callable[[str], Any]] = {

@@ -174,5 +174,6 @@ class _Plain:
 
 
 def _marker(value: Any) -> str:
-    name = value.name if isinstance(value, (Global, Made)) else type(value).__name__
-    return f"<{name}>"
+    if isinstance(value, StoredTensor):
+        return "<tensor>"
+    return f"<{value.name if isinstance(value, (Global, Made)) else type(value).__name__}>"

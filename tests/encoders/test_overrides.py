@@ -56,6 +56,7 @@ def test_without_settings_everything_is_left_to_the_checkpoint() -> None:
         ("resize=cover", "resize", "cover"),
         ("image_size=224", "image_size", (224, 224)),
         ("image_size=192X320", "image_size", (192, 320)),
+        ("ignore=head., lm_head", "ignore", ("head.", "lm_head")),
         ("weights=a=b", "weights", "a=b"),  # only the first equals sign separates
     ],
 )
@@ -82,6 +83,8 @@ def test_other_spellings(setting: str, key: str, value: Any) -> None:
         ("crop_fraction=x", "--set crop_fraction='x' cannot be read: could not convert string to float: 'x'"),
         ("norm_pix_loss=1", "--set norm_pix_loss='1' cannot be read: expected true or false"),
         ("norm_pix_loss=True", "--set norm_pix_loss='True' cannot be read: expected true or false"),
+        ("ignore=", "--set ignore='' cannot be read: expected prefixes separated by commas"),
+        ("ignore=head.,", "--set ignore='head.,' cannot be read: expected prefixes separated by commas"),
         ("image_size=0", "image size '0' is neither N nor HxW; write for example 224 or 192x320"),
         (f"heads={'9' * 5000}", "cannot be read: Exceeds the limit"),
         ("heads=0", "heads is 0; expected a positive number"),

@@ -250,8 +250,11 @@ SAFETENSORS: dict[str, tuple[Make, type[MaeExportError], str]] = {
         "does not fill its 16 bytes",
     ),
     "negative shape": (lambda _: safetensors({"a": entry(0, 16, [-2, -2])}, bytes(16)), CheckpointError, "malformed"),
-    "true as a size": (lambda _: safetensors('{"a": {"dtype":"I8","shape":[true],"data_offsets":[0,1]}}', b"1"),
-                       CheckpointError, "malformed"),
+    "true as a size": (
+        lambda _: safetensors('{"a": {"dtype":"I8","shape":[true],"data_offsets":[0,1]}}', b"1"),
+        CheckpointError,
+        "malformed",
+    ),
     "many dimensions": (lambda _: safetensors({"a": entry(0, 4, [1] * 99)}, bytes(4)), CheckpointError, "malformed"),
     "list as entry": (lambda _: safetensors({"a": [1]}), CheckpointError, "'a' is malformed"),
     "unknown type": (

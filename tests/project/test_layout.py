@@ -12,6 +12,7 @@ UNMIRRORED: dict[str, str] = {
 # Folders of tests that mirror no part of the package, and why.
 CROSSING = {
     "project": "about the project itself",
+    "soak": "long proofs of whole jobs, scaled down unless asked for with `make soak`",
     "hostile": "one list of bad inputs per kind of file, through the public functions",
 }
 

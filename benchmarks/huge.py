@@ -1,0 +1,98 @@
+"""Memory of the largest published size: what loading and exporting ViT-H need, each in a process of its own.
+
+python -m benchmarks.huge [--size huge]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.hardware import RESULTS, write_result
+from benchmarks.sizes import write_checkpoint
+
+LOAD = """
+import json, resource, sys
+import mae_export.encoders.load as load
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+encoder, report = load.load_encoder(sys.argv[1])
+print(json.dumps({"bytes": peak() - before, "parameters": sum(p.numel() for p in encoder.parameters())}))
+"""
+
+
+def measured(*command: str) -> tuple[str, float, int]:
+    """Run a command; its output, seconds, and peak resident bytes.
+
+    Raises:
+        RuntimeError: when it fails.
+    """
+    start = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as output:
+        child = subprocess.Popen(command, stdout=output)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        text = output.read()
+    if child.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}")
+    return text, round(time.perf_counter() - start, 1), usage.ru_maxrss * 1024
+
+
+def prove(size: str, folder: Path) -> dict[str, Any]:
+    """Write a checkpoint of that size, load it, export it, inspect the graph; what each step needed."""
+    checkpoint = folder / f"mae_pretrain_vit_{size}.pth"
+    measured(sys.executable, "-m", "benchmarks.huge", "--write", size, str(checkpoint))
+    bytes_ = checkpoint.stat().st_size
+    loaded = json.loads(measured(sys.executable, "-c", LOAD, str(checkpoint))[0])
+    graph = folder / f"vit_{size}.onnx"
+    command = (
+        sys.executable,
+        "-m",
+        "mae_export",
+        "export",
+        str(checkpoint),
+        "-o",
+        str(graph),
+        "--mask",
+        "keep",
+        "--json",
+    )
+    text, seconds, peak = measured(*command)
+    verification = json.loads(text)["manifest"]["verification"]
+    return {
+        "size": size,
+        "parameters": loaded["parameters"],
+        "checkpoint_bytes": bytes_,
+        "load_peak_over_file": round(loaded["bytes"] / bytes_, 3),
+        "export_seconds": seconds,
+        "export_peak_gb": round(peak / 1e9, 2),
+        "files": {path.name: path.stat().st_size for path in sorted(folder.glob(f"{graph.name}*"))},
+        "verification": verification,
+    }
+
+
+def main() -> None:
+    """Prove one size and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="huge")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--write", nargs=2, metavar=("SIZE", "PATH"))
+    options = parser.parse_args()
+    if options.write:
+        write_checkpoint(options.write[0], Path(options.write[1]))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        result = prove(options.size, Path(name))
+    print(json.dumps(result, indent=1), write_result(options.size, result, options.results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Which dict holds the weights: nested, several, wrapped, beside training state."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+import pytest
+import torch
+
+from mae_export.encoders.pickled import Global, Made
+from mae_export.encoders.state_dict import choose
+from mae_export.encoders.stored import StoredTensor
+from mae_export.errors import LayoutError, SecurityError
+
+DATA = mmap.mmap(-1, 64)
+
+
+def matrix(*shape: int) -> StoredTensor:
+    return StoredTensor(
+        data=DATA, dtype=torch.float32, nbytes=64, shape=shape or (2, 2), stride=(1,) * len(shape or "xx")
+    )
+
+
+def state(prefix: str = "") -> dict[str, Any]:
+    return {f"{prefix}blocks.0.weight": matrix(), f"{prefix}norm.bias": matrix(2)}
+
+
+def made(name: str, **fields: Any) -> Made:
+    return Made(maker=Global(name=name), **fields)
+
+
+@pytest.mark.parametrize("names", [(), ("model",), ("module",), ("model_state",), ("a", "b"), ("a", "b", "teacher")])
+def test_weights_are_found_at_any_depth_up_to_three(names: tuple[str, ...]) -> None:
+    root: Any = state()
+    for name in reversed(names):
+        root = {name: root, "epoch": 3}
+    found = choose(root, weights=None, where="x.pth")
+    assert found.container == "/".join(names)
+    assert list(found.tensors) == ["blocks.0.weight", "norm.bias"]
+
+
+def test_four_dicts_deep_is_too_deep() -> None:
+    with pytest.raises(LayoutError, match="holds no weights"):
+        choose({"a": {"b": {"c": {"d": state()}}}}, weights=None, where="x.pth")
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer", "optim", "opt", "lr_scheduler", "scaler", "loss_scaler", "cuda_rng_state"]
+)
+def test_training_state_is_no_candidate(name: str) -> None:
+    root = {"model": state(), name: {"state": {"blocks.0.weight": matrix()}, "matrix": matrix()}}
+    assert choose(root, weights=None, where="x.pth").container == "model"
+
+
+def test_optimiser_state_by_number_and_small_tensors_are_no_candidates() -> None:
+    root = {
+        "model": state(),
+        "adam": {"state": {0: {"exp_avg": matrix()}}},  # kept as metadata
+        "stats": {"mean": matrix(3)},
+        "step": matrix(1),
+    }
+    found = choose(root, weights=None, where="x.pth")
+    assert found.container == "model"
+    assert found.notes == ("not used: 'stats', 'step'",)
+
+
+def test_a_text_called_model_is_no_candidate() -> None:
+    root = {"model": "mae_vit_base_patch16", "state_dict": state("module.")}
+    found = choose(root, weights=None, where="x.pth")
+    assert (found.container, found.stripped) == ("state_dict", ("module.",))
+
+
+def test_one_dict_under_two_names_is_one_candidate() -> None:
+    shared = state()
+    assert choose({"model": shared, "module": shared}, weights=None, where="x.pth").container == "model"
+
+
+def test_nested_average_is_another_candidate() -> None:
+    root = {"model": {**state(), "_ema": state()}}
+    with pytest.raises(
+        LayoutError, match=r"x\.pth holds 2 sets of weights: 'model' \(3 entries\), 'model/_ema' \(2 ent"
+    ):
+        choose(root, weights=None, where="x.pth")
+    plain = choose(root, weights="model", where="x.pth")
+    assert list(plain.tensors) == ["blocks.0.weight", "norm.bias"]
+    assert plain.metadata == {}
+    assert plain.notes == ("not used: '_ema'",)
+    assert choose(root, weights="model/_ema", where="x.pth").container == "model/_ema"
+
+
+def test_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(LayoutError, match=r"no weights named 'ema'; it holds 'model' \(2 entries\)"):
+        choose({"model": state()}, weights="ema", where="x.pth")
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "stripped"),
+    [
+        (("module.",), ("module.",)),
+        (("_orig_mod.", "module."), ("_orig_mod.", "module.")),
+        (("model.", "encoder."), ("model.", "encoder.")),
+        (("backbone.",), ("backbone.",)),
+        (("visual.",), ()),
+    ],
+)
+def test_wrapper_prefixes(prefixes: tuple[str, ...], stripped: tuple[str, ...]) -> None:
+    prefix = "".join(prefixes)
+    found = choose(state(prefix), weights=None, where="x.pth")
+    kept = prefix.removeprefix("".join(stripped))
+    assert found.stripped == stripped
+    assert list(found.tensors) == [f"{kept}blocks.0.weight", f"{kept}norm.bias"]
+
+
+def test_prefixes_stay_unless_every_name_has_them() -> None:
+    root = {**state("encoder."), "decoder.weight": matrix()}
+    found = choose(root, weights=None, where="x.pth")
+    assert found.stripped == ()
+    assert set(found.tensors) == set(root)
+
+
+def test_a_name_is_never_stripped_to_nothing() -> None:
+    assert list(choose({"model.": matrix()}, weights=None, where="x.pth").tensors) == ["model."]
+
+
+def test_metadata_is_plain() -> None:
+    config = made("yacs.config.CfgNode", items={"MODEL": made("yacs.config.CfgNode", items={"TYPE": "swin"})})
+    args = made("argparse.Namespace", state={"lr": 0.1, "out": made("pathlib.PosixPath", args=("/", "tmp", "x"))})
+    value = made("omegaconf.nodes.AnyNode", state={"_val": 3, "_metadata": None})
+    conf = made("omegaconf.dictconfig.DictConfig", state={"_content": {"depth": value}, "_metadata": 0})
+    others = {
+        "kinds": made("builtins.set", args=([1],)),
+        "dtype": Global(name="torch.float16"),
+        "big": 2**70,
+        "w": matrix(2),
+    }
+    others |= {"raw": b"x", "pair": (1, None), 3: "three", "history": made("numpy.ndarray")}
+    root = {"model": state(), "config": config, "args": args, "cfg": conf, "others": others, "optimizer": {"lr": 1}}
+    assert choose(root, weights=None, where="x.pth").metadata == {
+        "config": {"MODEL": {"TYPE": "swin"}},
+        "args": {"lr": 0.1, "out": "/tmp/x"},
+        "cfg": {"depth": 3},
+        "others": {
+            "kinds": [1],
+            "dtype": "<torch.float16>",
+            "big": "...",
+            "w": "<tensor>",
+            "raw": "<bytes>",
+            "pair": [1, None],
+            "3": "three",
+            "history": "<numpy.ndarray>",
+        },
+    }
+
+
+def test_a_table_among_the_weights_is_metadata() -> None:
+    found = choose({"module": {**state(), "config": {"sbn": True}}, "args": "x"}, weights=None, where="x.pth")
+    assert found.metadata == {"config": {"sbn": True}}
+    assert found.notes == ("not used: 'args'",)
+
+
+def test_absurdly_many_tensors() -> None:
+    tensor = matrix()
+    with pytest.raises(SecurityError, match="holds 100001 tensors"):
+        choose({f"t{index}": tensor for index in range(100_001)}, weights=None, where="x.pth")
+
+
+@pytest.mark.parametrize("root", [None, 3, [matrix()], {}, {"a": 1}, {0: matrix()}])
+def test_no_weights(root: Any) -> None:
+    with pytest.raises(LayoutError, match="expected a dict from names to tensors"):
+        choose(root, weights=None, where="x.pth")
