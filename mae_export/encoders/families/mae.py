@@ -22,6 +22,14 @@ DECODER_HEADS = 16  # models_mae.py: decoder_num_heads=16 for every published si
 EVAL_CROP = 224 / 256  # main_finetune.py: resize the short side to 256, crop 224
 
 
+def _stated(facts: Facts, key: str, kind: type[int] | type[float]) -> Any:
+    """A number of config.json; None when it does not say."""
+    value = facts.metadata.get(key)
+    if value is not None and (type(value) is not kind or value <= 0):
+        raise CheckpointError(f"config.json says {key}={value!r}; expected a positive {kind.__name__}")
+    return value
+
+
 def _heads(dim: int, depth: int, given: int | None) -> int:
     if given is not None:
         return given
@@ -36,13 +44,15 @@ def _heads(dim: int, depth: int, given: int | None) -> int:
 
 
 def _depth(shapes: Shapes, prefix: str) -> int:
-    pattern = re.compile(re.escape(prefix) + r"blocks\.(\d+)\.")
+    pattern = re.compile(re.escape(prefix) + r"blocks\.(\d{1,6})\.")
     found = {int(match.group(1)) for name in shapes if (match := pattern.match(name))}
     depth = max(found, default=-1) + 1
-    missing = sorted(set(range(depth)) - found)
-    if not depth or missing:
+    if not depth or depth > len(found):
+        first = next(index for index in range(depth + 1) if index not in found)
         raise CheckpointError(
-            f"blocks {missing or '0'} are missing from {prefix or 'the encoder '}blocks; found {sorted(found)}"
+            f"{prefix}blocks.{first} is missing, although the last block is {depth - 1}; the file is incomplete"
+            if depth
+            else f"{prefix}blocks.0 is missing; the file holds no transformer block"
         )
     return depth
 
@@ -52,8 +62,10 @@ def _trained_size(shapes: Shapes, overrides: Overrides, config: Any) -> tuple[in
     height, width = shapes["patch_embed.proj.weight"][2:]
     count = shapes["pos_embed"][1] - 1
     size = overrides.image_size
-    if size is None and isinstance(config, (list, tuple)):
-        size = (int(config[0]), int(config[1]))
+    if size is None and isinstance(config, list):
+        if len(config) != 2 or any(type(extent) is not int or extent <= 0 for extent in config):
+            raise CheckpointError(f"config.json says image_size={config!r}; expected height and width in pixels")
+        size = (config[0], config[1])
     if size is None:
         side = math.isqrt(count)
         if side * side != count:
@@ -72,10 +84,14 @@ def _trained_size(shapes: Shapes, overrides: Overrides, config: Any) -> tuple[in
 
 
 def _target(facts: Facts) -> Target:
+    args = facts.metadata.get("args")
+    arguments = args if isinstance(args, dict) else {}
     known = facts.overrides.norm_pix_loss
     if known is None:
-        known = facts.metadata.get("norm_pix_loss", facts.metadata.get("args", {}).get("norm_pix_loss"))
-    return "unknown" if known is None else "patch-normalised" if known else "image-normalised"
+        known = facts.metadata.get("norm_pix_loss", arguments.get("norm_pix_loss"))
+    if not isinstance(known, bool):
+        return "unknown"
+    return "patch-normalised" if known else "image-normalised"
 
 
 def _decoder(facts: Facts) -> DecoderSpec | None:
@@ -83,7 +99,7 @@ def _decoder(facts: Facts) -> DecoderSpec | None:
     if "decoder.embed.weight" not in shapes:
         return None
     dim = shapes["decoder.embed.weight"][0]
-    heads = overrides.decoder_heads or facts.metadata.get("decoder_num_attention_heads") or DECODER_HEADS
+    heads = overrides.decoder_heads or _stated(facts, "decoder_num_attention_heads", int) or DECODER_HEADS
     return DecoderSpec(
         dim=dim,
         depth=_depth(shapes, "decoder."),
@@ -96,13 +112,13 @@ def _decoder(facts: Facts) -> DecoderSpec | None:
 def _eps(facts: Facts) -> tuple[float, tuple[str, ...]]:
     if facts.overrides.eps is not None:
         return facts.overrides.eps, ()
-    stated = facts.metadata.get("layer_norm_eps", EPS)
+    stated = _stated(facts, "layer_norm_eps", float) or EPS
     if stated == CONFIG_DEFAULT_EPS:
         return EPS, (
             f"config.json says layer_norm_eps={stated}, the library's default; MAE was trained with {EPS}, which is "
             "used (--set eps=1e-12 to follow config.json)",
         )
-    return float(stated), ()
+    return stated, ()
 
 
 def spec(facts: Facts) -> tuple[EncoderSpec, tuple[str, ...]]:
@@ -131,7 +147,7 @@ def spec(facts: Facts) -> tuple[EncoderSpec, tuple[str, ...]]:
         patch=(1, height, width),
         dim=dim,
         depth=depth,
-        heads=_heads(dim, depth, overrides.heads or metadata.get("num_attention_heads")),
+        heads=_heads(dim, depth, overrides.heads or _stated(facts, "num_attention_heads", int)),
         mlp_hidden=shapes["blocks.0.mlp.fc1.weight"][0],
         eps=eps,
         position=StoredTable(grid=(size[0] // height, size[1] // width)),
