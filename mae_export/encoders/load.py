@@ -89,8 +89,8 @@ def load_encoder(
     _require_core(shapes, checkpoint.path)
     spec, notes = chosen.spec(Facts(shapes=shapes, metadata=checkpoint.metadata, overrides=overrides))
     _require_fit(spec, shapes, checkpoint.path)
-    require_finite(translation.tensors)
     tensors, casts = _to_float32(translation.tensors)
+    require_finite(tensors)
     report = LoadReport(
         path=checkpoint.path,
         sha256=checkpoint.sha256,
@@ -156,6 +156,11 @@ def _translate(tensors: Mapping[str, Tensor], layout: Layout, ignore: tuple[str,
         if any(name.startswith(prefix) for prefix in ignore):
             ignored.append((name, "asked to be ignored"))
         elif target is not None:
+            if target in origin:
+                raise LayoutError(
+                    f"{origin[target]} and {name} are both the encoder's {target}; pass --set ignore=PREFIX for the one "
+                    "to leave out"
+                )
             renamed[target] = tensor
             origin[target] = name
         elif reasons := [reason for pattern, reason in layout.ignored if re.fullmatch(pattern, name)]:
@@ -179,19 +184,27 @@ def _join_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Join separate query, key and value projections (rows q, k, v), releasing each as it is copied."""
     for name in [name for name in tensors if ".attn.q." in name]:
         parts = [name.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
-        if all(part in tensors for part in parts):
-            tensors[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat([tensors.pop(part) for part in parts])
+        joined = name.replace(".attn.q.", ".attn.qkv.")
+        if joined in tensors or not all(part in tensors for part in parts):
+            continue  # an incomplete or doubled projection is reported with all other names that do not fit
+        kinds = [(list(tensors[part].shape), str(tensors[part].dtype)) for part in parts]
+        if len(kinds[0][0]) == 0 or kinds != kinds[:1] * 3:
+            shown = ", ".join(f"{shape} {dtype.removeprefix('torch.')}" for shape, dtype in kinds)
+            raise CheckpointError(f"query, key and value of {joined} are {shown}; expected three alike")
+        tensors[joined] = torch.cat([tensors.pop(part) for part in parts])
     return tensors
 
 
 def _require_core(shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
     """Refuse files without the tensors from which every spec is derived."""
     ranks = {"patch_embed.proj.weight": 4, "pos_embed": 3, "cls_token": 3, "blocks.0.mlp.fc1.weight": 2}
+    if "decoder.embed.weight" in shapes:
+        ranks |= {"decoder.embed.weight": 2, "decoder.blocks.0.mlp.fc1.weight": 2}
     for name, rank in ranks.items():
         if name not in shapes:
             raise CheckpointError(f"{path} lacks {name}; the encoder cannot be sized without it")
-        if len(shapes[name]) != rank:
-            raise CheckpointError(f"{path}: {name} has shape {list(shapes[name])}; expected {rank} dimensions")
+        if len(shapes[name]) != rank or 0 in shapes[name]:
+            raise CheckpointError(f"{path}: {name} has shape {list(shapes[name])}; expected {rank} dimensions above 0")
 
 
 def _require_fit(spec: EncoderSpec, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:

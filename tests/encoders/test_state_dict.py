@@ -135,12 +135,12 @@ def test_metadata_is_plain() -> None:
         "w": matrix(2),
     }
     others |= {"raw": b"x", "pair": (1, None), 3: "three", "history": made("numpy.ndarray")}
-    root = {"model": state(), "config": config, "args": args, "cfg": conf, "others": others, "optimizer": {"lr": 1}}
+    root = {"model": state(), "config": config, "args": args, "cfg": conf, "meta": others, "optimizer": {"lr": 1}}
     assert choose(root, weights=None, where="x.pth").metadata == {
         "config": {"MODEL": {"TYPE": "swin"}},
         "args": {"lr": 0.1, "out": "/tmp/x"},
         "cfg": {"depth": 3},
-        "others": {
+        "meta": {
             "kinds": [1],
             "dtype": "<torch.float16>",
             "big": "...",

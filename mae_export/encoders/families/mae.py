@@ -26,7 +26,7 @@ def _stated(facts: Facts, key: str, kind: type[int] | type[float]) -> Any:
     """A number of config.json; None when it does not say."""
     value = facts.metadata.get(key)
     if value is not None and (type(value) is not kind or value <= 0):
-        raise CheckpointError(f"config.json says {key}={value!r}; expected a positive {kind.__name__}")
+        raise CheckpointError(f"config.json says {key}={value!r}; expected a positive {kind.__name__}; correct it")
     return value
 
 
@@ -47,12 +47,11 @@ def _depth(shapes: Shapes, prefix: str) -> int:
     pattern = re.compile(re.escape(prefix) + r"blocks\.(\d{1,6})\.")
     found = {int(match.group(1)) for name in shapes if (match := pattern.match(name))}
     depth = max(found, default=-1) + 1
-    if not depth or depth > len(found):
+    if not found or depth > len(found):
         first = next(index for index in range(depth + 1) if index not in found)
         raise CheckpointError(
-            f"{prefix}blocks.{first} is missing, although the last block is {depth - 1}; the file is incomplete"
-            if depth
-            else f"{prefix}blocks.0 is missing; the file holds no transformer block"
+            f"{prefix}blocks.{first} is missing among the {len(found)} blocks that the file holds; it is incomplete, "
+            "get it again"
         )
     return depth
 
@@ -64,7 +63,9 @@ def _trained_size(shapes: Shapes, overrides: Overrides, config: Any) -> tuple[in
     size = overrides.image_size
     if size is None and isinstance(config, list):
         if len(config) != 2 or any(type(extent) is not int or extent <= 0 for extent in config):
-            raise CheckpointError(f"config.json says image_size={config!r}; expected height and width in pixels")
+            raise CheckpointError(
+                f"config.json says image_size={config!r}; expected height and width in pixels; correct it"
+            )
         size = (config[0], config[1])
     if size is None:
         side = math.isqrt(count)
