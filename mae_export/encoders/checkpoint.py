@@ -20,7 +20,7 @@ from mae_export.errors import CheckpointError, SecurityError
 
 __all__ = ["Checkpoint", "read_checkpoint", "require_finite", "sha256_file"]
 
-CHUNK = 2**18  # elements looked at at a time: counting takes 13 bytes for each
+CHUNK = 2**18  # elements looked at at a time, so that temporaries stay small
 LISTED = 8  # names in one message
 MAX_SHARED = 16  # times that tensors may use the file's bytes: tied weights and shared buffers use some twice
 

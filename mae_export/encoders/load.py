@@ -158,8 +158,8 @@ def _translate(tensors: Mapping[str, Tensor], layout: Layout, ignore: tuple[str,
         elif target is not None:
             if target in origin:
                 raise LayoutError(
-                    f"{origin[target]} and {name} are both the encoder's {target}; pass --set ignore=PREFIX for the one "
-                    "to leave out"
+                    f"{origin[target]} and {name} are both the encoder's {target}; pass --set ignore=PREFIX for the "
+                    "one to leave out"
                 )
             renamed[target] = tensor
             origin[target] = name

@@ -19,6 +19,7 @@ MAX_DEPTH = 3  # dicts around the weights
 MAX_TENSORS = 100_000
 MAX_VALUES = 20_000  # in the metadata of one checkpoint
 LISTED = 8  # names in one message
+MAX_WRAPPERS = 8  # one in another; published files have two
 WRAPPERS = ("module.", "_orig_mod.", "model.", "encoder.", "backbone.")
 _TRAINING_STATE = re.compile(r"optim|sched|scaler|rng|^opt$|^amp$")
 
@@ -111,7 +112,10 @@ def _is_matrix(value: Any) -> bool:
 def _strip(tensors: dict[str, StoredTensor]) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
     """Remove prefixes that every name carries."""
     stripped: list[str] = []
-    while prefix := next((p for p in WRAPPERS if all(n.startswith(p) and len(n) > len(p) for n in tensors)), ""):
+    for _ in range(MAX_WRAPPERS):
+        prefix = next((p for p in WRAPPERS if all(n.startswith(p) and len(n) > len(p) for n in tensors)), "")
+        if not prefix:
+            break
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         stripped.append(prefix)
     return tensors, tuple(stripped)

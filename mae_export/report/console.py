@@ -31,25 +31,29 @@ ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
-    """One line of result; markup in `text` is shown as it is."""
-    OUT.print(escape(text))
+    """One line of result, shown as it is."""
+    OUT.print(_shown(text))
 
 
 def show_json(value: Any) -> None:
-    """A result for scripts."""
-    OUT.print(json.dumps(value, indent=1, default=str), markup=False)
+    """A result for scripts; JSON has no infinity and no NaN, so these are written as the texts that name them."""
+    finite = json.loads(json.dumps(value, default=str), parse_constant=str)
+    OUT.print(Text(json.dumps(finite, indent=1)))
 
 
-def table(rows: Iterable[Sequence[str]], *, header: Sequence[str] = (), title: str | None = None) -> None:
-    """A table whose cells are shown as they are."""
-    grid = Table(*header, title=title, title_justify="left", show_header=bool(header), box=None, pad_edge=False)
-    width = len(header)
+def table(rows: Iterable[Sequence[str]], *, header: Sequence[str]) -> None:
+    """A table whose cells are shown as they are; long ones are folded, never cut."""
+    grid = Table(box=None, pad_edge=False)
+    for name in header:
+        grid.add_column(name, overflow="fold")
     for row in rows:
-        for _ in range(len(row) - width):
-            grid.add_column(overflow="fold")
-        width = max(width, len(row))
-        grid.add_row(*(escape(cell) for cell in row))
+        grid.add_row(*map(_shown, row))
     OUT.print(grid)
+
+
+def _shown(text: str) -> Text:
+    """Text without markup; characters that could steer a terminal, or that it cannot encode, appear as escapes."""
+    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text))
 
 
 class _Rate(ProgressColumn):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import subprocess
@@ -43,7 +44,7 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
 def test_published_files_match_torch_load(fixture_dir: Path, name: str, count: int, trained: bool) -> None:
     path = fixture_dir / name
     checkpoint = read_checkpoint(path)
-    with torch.serialization.safe_globals([__import__("argparse").Namespace]):
+    with torch.serialization.safe_globals([argparse.Namespace]):
         reference = torch.load(path, weights_only=True)
     assert len(checkpoint.tensors) == count
     assert same(dict(checkpoint.tensors), reference["model"])

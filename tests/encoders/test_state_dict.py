@@ -119,6 +119,11 @@ def test_prefixes_stay_unless_every_name_has_them() -> None:
     assert set(found.tensors) == set(root)
 
 
+def test_prefixes_without_end_are_stripped_eight_times() -> None:
+    found = choose(state("module." * 500), weights=None, where="x.pth")
+    assert found.stripped == ("module.",) * 8
+
+
 def test_a_name_is_never_stripped_to_nothing() -> None:
     assert list(choose({"model.": matrix()}, weights=None, where="x.pth").tensors) == ["model."]
 
@@ -132,19 +137,19 @@ def test_metadata_is_plain() -> None:
         "kinds": made("builtins.set", args=([1],)),
         "dtype": Global(name="torch.float16"),
         "big": 2**70,
-        "w": matrix(2),
+        "w": [matrix()],
     }
     others |= {"raw": b"x", "pair": (1, None), 3: "three", "history": made("numpy.ndarray")}
-    root = {"model": state(), "config": config, "args": args, "cfg": conf, "meta": others, "optimizer": {"lr": 1}}
+    root = {"model": state(), "config": config, "args": args, "cfg": conf, "others": others, "optimizer": {"lr": 1}}
     assert choose(root, weights=None, where="x.pth").metadata == {
         "config": {"MODEL": {"TYPE": "swin"}},
         "args": {"lr": 0.1, "out": "/tmp/x"},
         "cfg": {"depth": 3},
-        "meta": {
+        "others": {
             "kinds": [1],
             "dtype": "<torch.float16>",
             "big": "...",
-            "w": "<tensor>",
+            "w": ["<tensor>"],
             "raw": "<bytes>",
             "pair": [1, None],
             "3": "three",
