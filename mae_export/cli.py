@@ -38,7 +38,6 @@ EXTRA_OF = {
     "onnxruntime": "cpu",
     "onnxscript": "export",
     "pyarrow": "parquet",
-    "safetensors": "export",
     "sklearn": "train",
     "torch": "export",
 }

@@ -15,10 +15,8 @@ import torch
 
 from mae_export.encoders.folder import Folder, read_folder
 from mae_export.encoders.state_dict import StateDict, choose
-from mae_export.encoders.weight_file import WeightFile, read_weight_file, sha256_file
+from mae_export.encoders.weight_file import WeightFile, read_weight_file
 from mae_export.errors import CheckpointError, SecurityError
-
-__all__ = ["Checkpoint", "read_checkpoint", "require_finite", "sha256_file"]
 
 CHUNK = 2**18  # elements looked at at a time, so that temporaries stay small
 LISTED = 8  # names in one message

@@ -91,6 +91,7 @@ def load_encoder(
     _require_fit(spec, shapes, checkpoint.path)
     tensors, casts = _to_float32(translation.tensors)
     require_finite(tensors)
+    _require_trained(tensors, checkpoint.path)
     report = LoadReport(
         path=checkpoint.path,
         sha256=checkpoint.sha256,
@@ -226,6 +227,20 @@ def _require_fit(spec: EncoderSpec, shapes: Mapping[str, tuple[int, ...]], path:
         raise CheckpointError(
             f"{path}: {len(wrong)} tensors do not fit a width of {spec.dim}, {spec.depth} blocks and a patch of "
             f"{spec.patch[1]}x{spec.patch[2]}: {'; '.join(wrong[:5])}"
+        )
+
+
+def _require_trained(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weight matrices of one single value: a file of zeros loads well and gives features that mean nothing."""
+    constant = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.ndim >= 2 and name.endswith(".weight") and bool(tensor.amin() == tensor.amax())
+    ]
+    if constant:
+        raise CheckpointError(
+            f"{path}: {len(constant)} weight matrices hold one single value throughout: {_some(sorted(constant))}. "
+            "The file holds no trained weights; export it again from training"
         )
 
 

@@ -43,16 +43,6 @@ class WeightFile:
     notes: tuple[str, ...] = ()
 
 
-def sha256_file(path: str | Path) -> str:
-    """SHA-256 of a regular file's bytes in hexadecimal, read in pieces of one MiB.
-
-    Raises:
-        CheckpointError: when the file cannot be read.
-    """
-    with _open_regular(Path(path)) as file:
-        return _sha256(file)
-
-
 def read_weight_file(path: Path) -> WeightFile:
     """Hash a `.pth`, `.pt`, `.bin` or `.safetensors` file and describe what it holds.
 

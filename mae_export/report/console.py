@@ -41,13 +41,14 @@ def show_json(value: Any) -> None:
     OUT.print(Text(json.dumps(finite, indent=1)))
 
 
-def table(rows: Iterable[Sequence[str]], *, header: Sequence[str]) -> None:
+def table(rows: Iterable[Sequence[str]], *, header: Sequence[str] = ()) -> None:
     """A table whose cells are shown as they are; long ones are folded, never cut."""
-    grid = Table(box=None, pad_edge=False)
-    for name in header:
+    cells = [[_shown(cell) for cell in row] for row in rows]
+    grid = Table(show_header=bool(header), box=None, pad_edge=False)
+    for name in header or [""] * max(map(len, cells), default=0):
         grid.add_column(name, overflow="fold")
-    for row in rows:
-        grid.add_row(*map(_shown, row))
+    for row in cells:
+        grid.add_row(*row)
     OUT.print(grid)
 
 
