@@ -6,6 +6,7 @@ or a folder, the dict that holds the weights, and tensors that stay mapped in th
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ class Checkpoint:
         metadata: plain data. Of a Hugging Face folder, config.json. Of other files, the tables found beside the
             weights by key, such as {"args": {...}}; what is not plain is replaced by a text like "<name>".
         notes: what a user should know.
+        maps: the mapped files.
     """
 
     path: Path
@@ -49,6 +51,16 @@ class Checkpoint:
     stripped: tuple[str, ...]
     metadata: Mapping[str, Any]
     notes: tuple[str, ...]
+    maps: tuple[mmap.mmap, ...] = ()
+
+    def forget_pages(self) -> None:
+        """Drop what was read of the mapped files from memory; a tensor that is touched again reads it again.
+
+        Whoever copies tensors calls this on the way, so that copies and originals are never in memory together.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for data in self.maps:
+                data.madvise(mmap.MADV_DONTNEED)
 
 
 def read_checkpoint(path: str | Path, *, weights: str | None = None) -> Checkpoint:
@@ -80,6 +92,7 @@ def read_checkpoint(path: str | Path, *, weights: str | None = None) -> Checkpoi
         stripped=found.stripped,
         metadata=found.metadata if isinstance(source, WeightFile) else source.config,
         notes=(*source.notes, *found.notes),
+        maps=tuple({id(tensor.data): tensor.data for tensor in found.tensors.values()}.values()),
     )
 
 

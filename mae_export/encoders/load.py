@@ -17,6 +17,7 @@ from mae_export.encoders.vit import ViT
 from mae_export.errors import CheckpointError, LayoutError, UsageError
 from mae_export.spec import EncoderSpec
 
+COPIED_AT_ONCE = 1 << 22  # bytes of the file that are cast before their originals leave memory
 LISTED = 20  # names in one message before it says how many more
 
 
@@ -89,7 +90,7 @@ def load_encoder(
     _require_core(shapes, checkpoint.path)
     spec, notes = chosen.spec(Facts(shapes=shapes, metadata=checkpoint.metadata, overrides=overrides))
     _require_fit(spec, shapes, checkpoint.path)
-    tensors, casts = _to_float32(translation.tensors)
+    tensors, casts = _to_float32(translation.tensors, checkpoint)
     require_finite(tensors)
     _require_trained(tensors, checkpoint.path)
     report = LoadReport(
@@ -244,9 +245,10 @@ def _require_trained(tensors: Mapping[str, Tensor], path: Path) -> None:
         )
 
 
-def _to_float32(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _to_float32(tensors: dict[str, Tensor], checkpoint: Checkpoint) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Cast to float32, releasing each source as it goes; says what was cast."""
     counts: dict[str, int] = {}
+    copied = 0
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32:
             kind = str(tensor.dtype).removeprefix("torch.")
@@ -254,4 +256,8 @@ def _to_float32(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[st
                 raise CheckpointError(f"{name} is {kind}; expected floating-point weights")
             counts[kind] = counts.get(kind, 0) + 1
             tensors[name] = tensor.float()
+            copied += tensor.nbytes
+            if copied > COPIED_AT_ONCE:
+                checkpoint.forget_pages()
+                copied = 0
     return tensors, tuple(f"{count} {kind} tensors cast to float32" for kind, count in counts.items())

@@ -138,9 +138,9 @@ def test_views_and_shared_storages_keep_their_strides(tmp_path: Path) -> None:
 def test_writing_to_a_tensor_leaves_the_file_alone(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     torch.save({"w": torch.ones(4, 4)}, path)
-    before = sha256_file(path)
+    before = path.read_bytes()
     read_checkpoint(path).tensors["w"].zero_()
-    assert sha256_file(path) == before
+    assert path.read_bytes() == before
     assert read_checkpoint(path).tensors["w"].sum() == 16
 
 

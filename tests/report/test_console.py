@@ -4,14 +4,11 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from mae_export.report import console
 
@@ -33,9 +30,8 @@ TEXTS = (
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrapping and styles would show in a terminal of 40 colours and columns."""
+    """Wrapped lines would show."""
     monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setenv("FORCE_COLOR", "1")
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -47,19 +43,9 @@ def test_a_line_is_shown_as_it_is(capsys: Captured, text: str) -> None:
 @given(st.text(st.characters(exclude_categories=["C", "Z"]) | st.sampled_from("[]/\\: =")))
 @example("[b]")
 def test_every_printable_line_is_shown_as_it_is(text: str) -> None:
-    recorder = Console(record=True, highlight=False, soft_wrap=True, quiet=False, file=open_nothing())
-    original, console.OUT = console.OUT, recorder
-    try:
+    with console.OUT.capture() as captured:
         console.say(text)
-    finally:
-        console.OUT = original
-    assert recorder.export_text() == text + "\n"
-
-
-def open_nothing() -> Any:
-    import io
-
-    return io.StringIO()
+    assert captured.get() == text + "\n"
 
 
 @pytest.mark.parametrize(
@@ -108,8 +94,7 @@ def test_json_has_no_infinity(capsys: Captured) -> None:
     assert found == {"error": "Infinity", "errors": ["NaN", "-Infinity", 0.5], "Infinity": "NaN"}
 
 
-def test_a_table_shows_every_cell_whole(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FORCE_COLOR")
+def test_a_table_shows_every_cell_whole(capsys: Captured) -> None:
     rows = [("a", "[red]1[/]"), ("b:smile:", "/" + "folder/" * 12)]
     console.table(rows, header=("what", "found"))
     lines = capsys.readouterr().out.splitlines()
@@ -128,15 +113,8 @@ def test_a_table_without_header_or_rows(capsys: Captured) -> None:
     assert capsys.readouterr().out.strip() == ""
 
 
-@pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def test_progress_goes_to_standard_error(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.delenv("FORCE_COLOR")
-    return
-
-
-@pytest.mark.usefixtures("plain")
-def test_progress_goes_to_standard_error(capsys: Captured) -> None:
     with console.images_progress("extracting [b]") as progress:
         progress(0, 7)
         progress(3, 7)
@@ -145,7 +123,6 @@ def test_progress_goes_to_standard_error(capsys: Captured) -> None:
     assert re.search(r"extracting \[b\] .* 3/7 ", err)
 
 
-@pytest.mark.usefixtures("plain")
 def test_remarks_during_extraction_are_lines_of_standard_error(capsys: Captured) -> None:
     logger = logging.getLogger("mae_export")
     before = list(logger.handlers)
@@ -158,17 +135,16 @@ def test_remarks_during_extraction_are_lines_of_standard_error(capsys: Captured)
     assert logger.handlers == before
 
 
-@pytest.mark.usefixtures("plain")
 def test_remarks_end_with_the_extraction_even_when_it_fails() -> None:
     logger = logging.getLogger("mae_export")
     before = list(logger.handlers)
-    with pytest.raises(KeyboardInterrupt), console.images_progress("extracting"):
+    interrupted = pytest.raises(KeyboardInterrupt)
+    with interrupted, console.images_progress("extracting"):
         assert len(logger.handlers) == len(before) + 1
         raise KeyboardInterrupt
     assert logger.handlers == before
 
 
-@pytest.mark.usefixtures("plain")
 def test_only_the_decoders_warnings_are_silent() -> None:
     with console.images_progress("extracting"):
         warnings.warn_explicit("odd metadata", UserWarning, "TiffImagePlugin.py", 1, module="PIL.TiffImagePlugin")
@@ -176,7 +152,6 @@ def test_only_the_decoders_warnings_are_silent() -> None:
             warnings.warn_explicit("ours", UserWarning, "extract.py", 1, module="mae_export.runtime.extract")
 
 
-@pytest.mark.usefixtures("plain")
 def test_phases_leave_nothing_on_standard_output(capsys: Captured) -> None:
     with console.phases() as tell:
         tell("loading [b]")
