@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from rich.progress import Progress
 from skimage import data
 from sklearn.datasets import load_digits, load_sample_images
 
@@ -123,8 +124,14 @@ def training_pictures(digits: Sequence[Pixels]) -> list[Pixels]:
 def train(digits: Sequence[Pixels], scale: Scale, path: Path) -> dict[str, Any]:
     """Pre-train and write the checkpoint."""
     start = time.monotonic()
-    with console.share_progress("pre-training") as progress:
-        trained = pretrain(training_pictures(digits), scale.spec, options=scale.training, progress=progress)
+    with Progress(console=console.ERR) as bar:
+        task = bar.add_task("pre-training", total=1)
+        trained = pretrain(
+            training_pictures(digits),
+            scale.spec,
+            options=scale.training,
+            progress=lambda share, _: bar.update(task, completed=share),
+        )
     save_checkpoint(trained.model, path, args=dataclasses.asdict(scale.training))
     last = trained.losses[-max(1, len(trained.losses) // 20) :]
     return {

@@ -1,11 +1,18 @@
-"""What every test may use: the fixture folder, and the rule that skips GPU tests where there is no GPU."""
+"""What every test may use: the fixture folder, graphs of the small checkpoints, and the rule that skips GPU tests."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from mae_export.runtime.doctor import nvidia_gpus
+
+if TYPE_CHECKING:
+    from mae_export.export.options import TraceOptions
 
 # The same inputs on every run: the gate must not fail by chance, nor because the machine is busy.
 settings.register_profile("gate", derandomize=True, deadline=None)
@@ -16,6 +23,29 @@ settings.load_profile("gate")
 def fixture_dir() -> Path:
     """The folder of small checkpoints and of the values that their authors' code computed from them."""
     return Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, fixture_dir: Path) -> Callable[[str, TraceOptions], Path]:
+    """Export `NAME/FILE` of the fixtures with the given options; the second call returns the same file."""
+    from mae_export.encoders.load import load_encoder
+    from mae_export.encoders.overrides import Overrides
+    from mae_export.export.trace import export_graph
+
+    folder = tmp_path_factory.mktemp("graphs")
+    made: dict[tuple[str, TraceOptions], Path] = {}
+
+    def export(checkpoint: str, options: TraceOptions) -> Path:
+        key = (checkpoint, options)
+        if key not in made:
+            heads = Overrides(heads=4, decoder_heads=4)
+            encoder, report = load_encoder(fixture_dir / checkpoint, overrides=heads)
+            path = folder / f"graph-{len(made)}.onnx"
+            export_graph(encoder, report, path, options=options)
+            made[key] = path
+        return made[key]
+
+    return export
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

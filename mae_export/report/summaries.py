@@ -88,4 +88,4 @@ def _lines(value: dict[str, Any], indent: str) -> Iterator[str]:
         elif isinstance(item, (list, tuple)):
             yield f"{indent}{key}: {', '.join(map(str, item)) or '-'}"
         else:
-            yield f"{indent}{key}: {'-' if item is None else item}"
+            yield f"{indent}{key}: {'-' if item in (None, {}) else item}"

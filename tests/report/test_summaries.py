@@ -30,13 +30,13 @@ def lines(capsys: Captured) -> list[str]:
 def test_a_load_says_what_became_of_every_tensor(capsys: Captured, exported: tuple[Path, LoadReport]) -> None:
     report = dataclasses.replace(
         exported[1],
-        path=Path("/data/[b]vit[/b].pth"),
+        path=Path("/data/[b]vit[b].pth"),
         ignored=(("head.weight", "classifier"), ("rope[0]", "asked to be ignored")),
         notes=("2 float16 tensors cast to float32",),
     )
     summaries.show_load(report)
     assert lines(capsys) == [
-        "[b]vit[/b].pth: mae (facebookresearch/mae), licence of the published weights CC-BY-NC-4.0",
+        "[b]vit[b].pth: mae (facebookresearch/mae), licence of the published weights CC-BY-NC-4.0",
         "  2 blocks of width 48 with 4 heads, eps 1e-06, patch 8x8, images 64x64",
         "  used 50 tensors, ignored 2, missing 0",
         "    ignored head.weight: classifier",
