@@ -184,9 +184,9 @@ def demo_figure(rows: Sequence[PictureRow], curve: SpeedCurve, path: Path, *, ti
         InputError: when rows differ in length, or the folder cannot be written.
     """
     spacing = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.03)
-    figure = Figure(figsize=(16, 8), dpi=DPI, layout=spacing)
+    figure = Figure(figsize=(16, 7), dpi=DPI, layout=spacing)
     figure.suptitle(title, fontsize=15, fontweight="bold")
-    grid = figure.add_gridspec(2, 2, width_ratios=(1.9, 1))
+    grid = figure.add_gridspec(2, 2, width_ratios=(2.1, 1))
     _draw_pictures(figure.add_subplot(grid[:, 0]), rows)
     _draw_speed(figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1]), curve)
     _save(figure, path)
@@ -239,12 +239,12 @@ def _draw_speed(upper: Axes, lower: Axes, curve: SpeedCurve) -> None:
     upper.plot(curve.kept, curve.images_per_second, "o-", color=MEASURED)
     lower.plot(curve.kept, curve.speed_up, "o-", color=MEASURED, label="measured")
     lower.plot(curve.kept, curve.ideal, "--", color=IDEAL, label="ideal: fewer multiply-adds")
-    for axes, values, text in ((upper, curve.images_per_second, "{:.3g}"), (lower, curve.speed_up, "{:.2f}×")):
+    for axes, values, text in ((upper, curve.images_per_second, "{:,.1f}"), (lower, curve.speed_up, "{:.2f}×")):
         for kept, value in zip(curve.kept, values, strict=True):
             axes.annotate(
                 text.format(value), (kept, value), (6, 6), textcoords="offset points", fontsize=10, color=MEASURED
             )
-        axes.set_xlim(0, 1.12)
+        axes.set_xlim(0, 1.15)
         axes.set_xticks(curve.kept, [f"{kept:.0%}" for kept in curve.kept])
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

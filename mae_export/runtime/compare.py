@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from mae_export.errors import InputError
 from mae_export.manifest import Manifest
+from mae_export.runtime.metrics import relative_error
 from mae_export.runtime.patchify import patchify
 from mae_export.runtime.probes import adversarial_images, probe_photos
 from mae_export.runtime.session import Session
@@ -209,16 +210,3 @@ def _against_itself(candidate: Session, scene: Scene, names: list[str]) -> Itera
     for name in names:
         error = relative_error(permuted[name], straight[name][order])
         yield Check(name=f"{scene.name}, permuted rows", output=name, error=error, limit=SELF_LIMIT)
-
-
-def relative_error(found: Array, expected: Array) -> float:
-    """max |found - expected| / max(1, max |expected|); infinite when shapes differ or a value is not finite."""
-    if found.shape != expected.shape:
-        return float("inf")
-    if not found.size:
-        return 0.0
-    wanted = expected.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, which is what it should count as
-        difference = np.abs(found.astype(np.float64) - wanted)
-    error = float(difference.max() / max(1.0, float(np.abs(wanted).max())))
-    return error if np.isfinite(error) else float("inf")

@@ -8,7 +8,8 @@ from mae_export.encoders.overrides import Overrides
 from mae_export.errors import VerificationError
 from mae_export.export.options import TraceOptions
 from mae_export.export.verify import TorchSession, checkpoint_reference, require, verify
-from mae_export.runtime.compare import Check, Report, relative_error
+from mae_export.runtime.compare import Check, Report
+from mae_export.runtime.metrics import relative_error
 from mae_export.runtime.patchify import patchify
 from mae_export.runtime.session import open_session
 

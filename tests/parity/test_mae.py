@@ -13,7 +13,7 @@ from mae_export.encoders.load import load_encoder
 from mae_export.encoders.overrides import Overrides
 from mae_export.export.options import TraceOptions
 from mae_export.export.trace import export_graph
-from mae_export.runtime.compare import relative_error
+from mae_export.runtime.metrics import relative_error
 from mae_export.runtime.patchify import patchify
 from mae_export.runtime.session import open_session
 

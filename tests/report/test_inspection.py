@@ -82,8 +82,8 @@ def test_wrappers_and_precisions_are_shown(tmp_path: Path, fixture_dir: Path) ->
     assert set(found["notes"]) == {"29 float16 tensors cast to float32", "1 float64 tensors cast to float32"}
 
 
-def test_a_graph(exported: tuple[Path, LoadReport]) -> None:
-    path, report = exported
+def test_a_graph(graph: tuple[Path, LoadReport]) -> None:
+    path, report = graph
     manifest = read_manifest(path)
     found = inspect(path, Overrides())
     assert found["inputs"] == {
@@ -112,8 +112,8 @@ def test_a_graph_without_manifest_or_of_nothing(tmp_path: Path) -> None:
         inspect(tmp_path / "folder.onnx", Overrides())
 
 
-def test_features(tmp_path: Path, exported: tuple[Path, LoadReport]) -> None:
-    path, _ = exported
+def test_features(tmp_path: Path, graph: tuple[Path, LoadReport]) -> None:
+    path, _ = graph
     images, out = tmp_path / "images", tmp_path / "features"
     images.mkdir()
     for number in range(3):

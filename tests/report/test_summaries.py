@@ -27,9 +27,9 @@ def lines(capsys: Captured) -> list[str]:
     return [line.rstrip() for line in out.splitlines()]
 
 
-def test_a_load_says_what_became_of_every_tensor(capsys: Captured, exported: tuple[Path, LoadReport]) -> None:
+def test_a_load_says_what_became_of_every_tensor(capsys: Captured, graph: tuple[Path, LoadReport]) -> None:
     report = dataclasses.replace(
-        exported[1],
+        graph[1],
         path=Path("/data/[b]vit[b].pth"),
         ignored=(("head.weight", "classifier"), ("rope[0]", "asked to be ignored")),
         notes=("2 float16 tensors cast to float32",),
@@ -45,8 +45,8 @@ def test_a_load_says_what_became_of_every_tensor(capsys: Captured, exported: tup
     ]
 
 
-def test_a_graph_says_what_goes_in_and_out(capsys: Captured, exported: tuple[Path, LoadReport]) -> None:
-    path, _ = exported
+def test_a_graph_says_what_goes_in_and_out(capsys: Captured, graph: tuple[Path, LoadReport]) -> None:
+    path, _ = graph
     manifest = read_manifest(path)
     summaries.show_graph(path, manifest)
     proof = manifest.verification
@@ -63,9 +63,9 @@ def test_a_graph_says_what_goes_in_and_out(capsys: Captured, exported: tuple[Pat
     ]
 
 
-def test_the_size_of_a_graph_counts_its_data_file(capsys: Captured, tmp_path: Path, exported: tuple[Path, Any]) -> None:
+def test_the_size_of_a_graph_counts_its_data_file(capsys: Captured, tmp_path: Path, graph: tuple[Path, Any]) -> None:
     manifest = dataclasses.replace(
-        read_manifest(exported[0]),
+        read_manifest(graph[0]),
         ragged=False,
         inputs=(),
         outputs=(TensorSpec(name="x", dtype="float32", shape=()),),

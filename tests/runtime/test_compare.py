@@ -13,27 +13,9 @@ from mae_export.runtime.compare import (
     Scene,
     compare,
     feeds_of,
-    relative_error,
     scenes,
 )
 from mae_export.runtime.fake import FakeSession
-
-
-@pytest.mark.parametrize(
-    ("found", "expected", "error"),
-    [
-        ([1.0, 2.0], [1.0, 2.0], 0.0),
-        ([1.0, 2.5], [1.0, 2.0], 0.25),  # relative to max|expected| = 2
-        ([0.1, 0.2], [0.1, 0.1], 0.1),  # below 1 the error is absolute
-        ([[1.0]], [1.0], np.inf),
-        ([np.nan], [1.0], np.inf),
-        ([1.0], [np.nan], np.inf),
-        ([np.inf], [np.inf], np.inf),
-        ([], [], 0.0),
-    ],
-)
-def test_relative_error(found, expected, error):
-    assert relative_error(np.array(found), np.array(expected)) == pytest.approx(error)
 
 
 def faulty(session, change):
