@@ -72,17 +72,17 @@ def eager(encoder: ViT, images: np.ndarray) -> Run:
     return run
 
 
-def structure(path: Path, tokens: int) -> dict[str, Any]:
-    """Facts read off a graph: its inputs, and token counts of every matrix product after the gather."""
-    model = onnx.load(path, load_external_data=False)
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    extents = {
-        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in inferred.graph.value_info
+def structure(path: Path) -> dict[str, Any]:
+    """Facts read off a graph: its inputs, and along how many tokens its products, norms and activations run."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False), data_prop=True)
+    values = [*model.graph.input, *model.graph.value_info]
+    extents = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+    heavy = [n.output[0] for n in model.graph.node if n.op_type in ("MatMul", "LayerNormalization", "Softmax", "Gelu")]
+    return {
+        "inputs": {v.name: extents[v.name] for v in model.graph.input},
+        "heavy_nodes": len(heavy),
+        "token_extents": sorted({str(extents[name][-2]) for name in heavy}),
     }
-    products = [extents[name] for node in inferred.graph.node if node.op_type == "MatMul" for name in node.output]
-    inputs = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.input}
-    full = [shape for shape in products if tokens in shape or tokens - 1 in shape[1:-1]]
-    return {"inputs": inputs, "matrix_products": len(products), "of_all_tokens": len(full)}
 
 
 def speeds(folder: Path, encoder: ViT, rounds: int) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def main() -> None:
             "size": options.size,
             "threads": torch.get_num_threads(),
             "ideal 25 % over all": round(ideal, 3),
-            "structure": {mask: structure(folder / f"{mask}.onnx", count + 1) for mask in ("none", "keep", "patches")},
+            "structure": {mask: structure(folder / f"{mask}.onnx") for mask in ("none", "keep", "patches")},
             **speeds(folder, encoder, options.rounds),
             "extraction": extraction(folder, max(3, options.rounds // 2), options.images),
         }
@@ -224,9 +224,9 @@ def show(result: dict[str, Any]) -> None:
     console = Console(width=110)
     console.print(table)
     for mask, facts in result["structure"].items():
+        console.print(f"{mask}: inputs {facts['inputs']}")
         console.print(
-            f"{mask}: inputs {facts['inputs']}, {facts['of_all_tokens']} of {facts['matrix_products']} matrix products "
-            "are of all tokens"
+            f"  {facts['heavy_nodes']} products, norms and activations run along {facts['token_extents']} tokens"
         )
 
 
