@@ -184,7 +184,7 @@ def demo_figure(rows: Sequence[PictureRow], curve: SpeedCurve, path: Path, *, ti
         InputError: when rows differ in length, or the folder cannot be written.
     """
     spacing = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.03)
-    figure = Figure(figsize=(16, 7), dpi=DPI, layout=spacing)
+    figure = Figure(figsize=(16, 7.5), dpi=DPI, layout=spacing)
     figure.suptitle(title, fontsize=15, fontweight="bold")
     grid = figure.add_gridspec(2, 2, width_ratios=(2.1, 1))
     _draw_pictures(figure.add_subplot(grid[:, 0]), rows)
@@ -242,7 +242,13 @@ def _draw_speed(upper: Axes, lower: Axes, curve: SpeedCurve) -> None:
     for axes, values, text in ((upper, curve.images_per_second, "{:,.1f}"), (lower, curve.speed_up, "{:.2f}×")):
         for kept, value in zip(curve.kept, values, strict=True):
             axes.annotate(
-                text.format(value), (kept, value), (6, 6), textcoords="offset points", fontsize=10, color=MEASURED
+                text.format(value),
+                (kept, value),
+                (6, 6),
+                textcoords="offset points",
+                fontsize=10,
+                color=MEASURED,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             )
         axes.set_xlim(0, 1.15)
         axes.set_xticks(curve.kept, [f"{kept:.0%}" for kept in curve.kept])

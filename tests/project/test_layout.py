@@ -12,6 +12,7 @@ CROSSING = {
     "project": "about the project itself",
     "soak": "long proofs of whole jobs, scaled down unless asked for with `make soak`",
     "parity": "whole graphs against numbers that others computed, one file per family",
+    "examples": "what examples/ shows, run as a user runs it",
     "hostile": "one list of bad inputs per kind of file, through the public functions",
 }
 

@@ -129,7 +129,7 @@ def test_figures_are_written_whole(images: np.ndarray, tmp_path: Path) -> None:
     path.write_bytes(b"old")
     demo_figure(rows_of(images), CURVE, path, title="Demo")
     with Image.open(path) as picture:
-        assert (picture.format, picture.size) == ("PNG", (1600, 700))
+        assert (picture.format, picture.size) == ("PNG", (1600, 750))
         pixels = np.asarray(picture.convert("RGB"))
     # The token row is black and nothing else is: three cells, each of the pictures' width.
     black = (pixels[:, :1000] == 0).all(axis=-1)
