@@ -130,7 +130,7 @@ SHAPES = {  # shapes that no fixture has: (config of ViTMAE, image size of the g
 }
 
 
-def hugging_face(folder: Path, settings: dict[str, int], size: int):
+def hugging_face(folder: Path, settings: dict[str, int], size: int, attention: str = "eager"):
     """A random ViTMAE saved as its users save it, with a position table and biases that are not zero."""
     import transformers
 
@@ -138,7 +138,8 @@ def hugging_face(folder: Path, settings: dict[str, int], size: int):
     values = {"num_hidden_layers": 3, "decoder_num_hidden_layers": 1, "layer_norm_eps": 1e-6, "image_size": size}
     values |= {"decoder_hidden_size": 32, "decoder_num_attention_heads": 4, "decoder_intermediate_size": 96}
     values |= {"intermediate_size": 4 * settings["hidden_size"], "initializer_range": 0.1} | settings
-    model = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**values)).eval()
+    config = transformers.ViTMAEConfig(**values, attn_implementation=attention)
+    model = transformers.ViTMAEForPreTraining(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or "position" in name or "pos_embed" in name or "mask_token" in name:
@@ -174,12 +175,35 @@ def test_shapes_without_fixture_match_transformers(tmp_path, name):
     assert_close(found["class_token"], encoded.last_hidden_state[:, 0].numpy())
     assert_close(found["patch_tokens"], encoded.last_hidden_state[:, 1:].numpy())
     assert_close(found["layer_0"], encoded.hidden_states[1].numpy())
+    assert_close(found["attention_1"], encoded.attentions[1].numpy())
     assert_close(found["reconstruction"], decoded.numpy())
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 80), (32, 96)])
+def test_other_image_sizes_match_transformers(tmp_path, size):
+    model = hugging_face(tmp_path / "hf", *SHAPES["three heads of 64, patch 16, 48 px"])
+    encoder, report = load_encoder(tmp_path / "hf")
+    options = TraceOptions(features=("class_token", "patch_tokens"), image_size=size)
+    export_graph(encoder, report, tmp_path / "g.onnx", options=options)
+    images = np.random.default_rng(1).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    mean, std = np.array(report.spec.image.mean), np.array(report.spec.image.std)
+    pixels = torch.from_numpy(((images / 255 - mean) / std).astype(np.float32)).permute(0, 3, 1, 2)
+    count = size[0] * size[1] // 256
+    for part in (model.config, model.vit.config, model.vit.embeddings.config):
+        part.mask_ratio = 0.0
+    with torch.inference_mode():
+        noise = torch.arange(count).expand(2, count).float()  # ordered noise keeps raster order
+        expected = model.vit(pixels, noise=noise, interpolate_pos_encoding=True).last_hidden_state.numpy()
+    with open_session(tmp_path / "g.onnx") as session:
+        found = session.run({"images": images})
+    assert_close(found["class_token"], expected[:, 0])
+    assert_close(found["patch_tokens"], expected[:, 1:])
 
 
 def test_weights_in_float64_match_transformers_to_1e_10(tmp_path):
     """In fp64 a wrong constant (eps, scale, GELU) cannot hide below rounding."""
-    model = hugging_face(tmp_path / "hf", *SHAPES["three heads of 64, patch 16, 48 px"]).double()
+    shape = SHAPES["three heads of 64, patch 16, 48 px"]
+    model = hugging_face(tmp_path / "hf", *shape, attention="sdpa").double()  # "eager" returns to float32 inside
     encoder, _ = load_encoder(tmp_path / "hf")
     encoder = encoder.double()
     pixels = torch.randn(2, 3, 48, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
