@@ -1,11 +1,13 @@
 """The command line as its users meet it: output, exit codes, and no traceback for anything they can do wrong."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mae_export import __version__, cli
@@ -181,6 +183,26 @@ def test_wrong_calls(run, tmp_path, monkeypatch, arguments, code, text):
     found, _, err = run(*arguments)
     assert (found, text in " ".join(err.split())) == (code, True), err
     assert not list(tmp_path.iterdir())
+
+
+class Evil:
+    """What unpickling without care would run."""
+
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+@pytest.mark.parametrize("verb", ["export", "inspect"])
+def test_a_checkpoint_that_wants_to_run_code_is_refused_by_name(run, tmp_path, verb):
+    path, canary = tmp_path / "evil.pth", tmp_path / "canary"
+    torch.save({"model": {"w": torch.zeros(2)}, "args": Evil(canary)}, path)
+    code, _, err = run(verb, path, *(["-o", tmp_path / "g.onnx"] if verb == "export" else []))
+    assert code == 4
+    assert "system" in err
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["evil.pth"]
 
 
 @pytest.mark.parametrize(
