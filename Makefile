@@ -32,6 +32,8 @@ $(READY): pyproject.toml constraints.txt
 	@test -e $@ || $(PYTHON) -m venv --clear $(VENV)
 	@rm -f $@
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@# The stubs ask for TensorRT itself, whose libraries only NVIDIA's own index has; types need none of them.
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps tensorrt-stubs
 	@touch $@
 
 demo: $(READY)
@@ -42,13 +44,13 @@ test: $(READY)
 	@echo "== ruff check" && $(BIN)/ruff check --quiet .
 	@echo "== mypy" && $(BIN)/mypy
 	@echo "== lint-imports" && $(BIN)/lint-imports
-	@echo "== pytest" && $(BIN)/python -m pytest -n 2 -m "not soak"
+	@echo "== pytest" && $(BIN)/python -m pytest -n 2 --dist loadfile -m "not soak"
 
 soak: $(READY)
 	@$(BIN)/python -m pytest -m soak
 
 bench: $(READY)
-	@$(BIN)/python benchmarks/spine.py
+	@$(BIN)/python -m benchmarks.spine
 
 format: $(READY)
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .

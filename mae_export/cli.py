@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -20,7 +20,9 @@ from mae_export.errors import (
     UsageError,
     VerificationError,
 )
-from mae_export.export.options import TraceOptions
+from mae_export.export.options import ConvertOptions, Half, TraceOptions
+from mae_export.export.plan import EnginePlan, parse_profile, parse_size
+from mae_export.files import DISK_FULL, require_place
 from mae_export.manifest import Manifest, MaskMode
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from mae_export.runtime.extract import ExtractReport
     from mae_export.runtime.session import Session
 
+Precision = Literal["fp32", "fp16", "bf16"]
 BUG = 70
 INTERRUPTED = 130
 CLOSED_PIPE = 141
@@ -94,13 +97,12 @@ def export_command(
     ] = ",".join(TraceOptions.features),
     image_size: Annotated[str | None, typer.Option(metavar="N|HxW", help="Another image size in pixels.")] = None,
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = TraceOptions.opset,
+    precision: Annotated[Precision, typer.Option(help="Of weights and activations; as `convert` does it.")] = "fp32",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Turn a checkpoint into an ONNX graph, proven against PyTorch before it is written."""
-    from mae_export.encoders.load import load_encoder
-    from mae_export.encoders.overrides import parse_overrides, parse_size
-    from mae_export.export.trace import export_graph
+    from mae_export.encoders.overrides import parse_image_size, parse_overrides
     from mae_export.report import console, summaries
 
     overrides = parse_overrides(settings or [])
@@ -108,14 +110,23 @@ def export_command(
         mask=mask,
         ragged=ragged,
         features=tuple(name.strip() for name in features.split(",")),
-        image_size=None if image_size is None else parse_size(image_size),
+        image_size=None if image_size is None else parse_image_size(image_size),
         opset=opset,
         force=force,
     )
+    require_place(out, suffix=".onnx", force=force)
+    from mae_export.encoders.load import load_encoder
+    from mae_export.export.precision import export_half
+    from mae_export.export.trace import export_graph  # torch takes seconds: wrong calls are refused before it
+
     with console.phases() as tell:
         tell("loading")
         encoder, report = load_encoder(checkpoint, family=family, overrides=overrides)
-        manifest = export_graph(encoder, report, out, options=options, progress=tell)
+        if precision == "fp32":
+            manifest = export_graph(encoder, report, out, options=options, progress=tell)
+        else:
+            half = ConvertOptions(precision=precision, force=force)
+            manifest = export_half(encoder, report, out, trace=options, half=half, progress=tell)
     if as_json:
         console.show_json({"path": out, "load": asdict(report), "manifest": asdict(manifest)})
     else:
@@ -167,6 +178,89 @@ def extract_command(
         raise failure
 
 
+@app.command("convert")
+def convert_command(
+    source: Annotated[Path, typer.Argument(metavar="GRAPH", help="A float32 graph written by `mae-export export`.")],
+    out: Annotated[Path, typer.Option("--output", "-o", help="The graph to write, ending in .onnx.")],
+    precision: Annotated[Half, typer.Option(help="Of weights and activations.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder, .txt list or .tar of pictures to measure ranges on, besides ours.")
+    ] = None,
+    headroom: Annotated[
+        float, typer.Option(help="Room left above measured values before a node stays in float32.")
+    ] = ConvertOptions.headroom,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Turn a graph into half precision with float32 islands where ranges demand it, proven by rounding for real."""
+    from mae_export.report import console, summaries
+
+    options = ConvertOptions(precision=precision, headroom=headroom, force=force)
+    require_place(out, suffix=".onnx", force=force)
+    from mae_export import graph
+    from mae_export.export.precision import convert
+    from mae_export.runtime.probes import verification_images
+
+    with console.phases() as tell:
+        tell("reading")
+        shown = None if images is None else verification_images(graph.read_manifest(source).image, images)
+        manifest = convert(source, out, options=options, images=shown, progress=tell)
+    if as_json:
+        console.show_json({"path": out, "manifest": asdict(manifest)})
+    else:
+        summaries.show_graph(out, manifest)
+
+
+@app.command("build")
+def build_command(
+    graph: Annotated[Path, typer.Argument(help="A graph; the engine has its precision.")],
+    out: Annotated[Path, typer.Option("--output", "-o", help="The engine to write, ending in .engine.")],
+    backend: Annotated[
+        Literal["auto", "tensorrt", "rtx"], typer.Option(help="TensorRT, or TensorRT-RTX, which builds without a GPU.")
+    ] = EnginePlan.backend,
+    batch: Annotated[str, typer.Option(metavar="MIN:TYPICAL:MAX", help="Images per run.")] = "1:8:64",
+    keep: Annotated[
+        str | None, typer.Option(metavar="MIN:TYPICAL:MAX", help="Visible patches; 1 to all when left out.")
+    ] = None,
+    profile: Annotated[
+        list[str] | None, typer.Option(help="A further profile, such as batch=1:1:1,keep=49:49:49.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="GPUs such as sm86,sm89, or this.")] = "",
+    workspace: Annotated[str | None, typer.Option(help="Limit of scratch memory, such as 4GiB.")] = None,
+    timing_cache: Annotated[Path | None, typer.Option(help="File that makes later builds faster.")] = None,
+    level: Annotated[int | None, typer.Option(help="0 builds fast, 5 runs fast.")] = None,
+    low_memory: Annotated[bool, typer.Option("--low-memory", help="Preset for boards with 8 GB.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse an engine that falls back.")] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Build a TensorRT engine from a typed graph; its plan and a sidecar that says everything about it."""
+    from mae_export.report import console, summaries
+
+    profiles = (parse_profile(f"batch={batch}" + (f",keep={keep}" if keep else "")), *map(parse_profile, profile or []))
+    plan = EnginePlan(
+        profiles=profiles,
+        backend=backend,
+        targets=tuple(name for name in target.split(",") if name),
+        workspace=None if workspace is None else parse_size(workspace),
+        timing_cache=timing_cache,
+        level=level,
+        low_memory=low_memory,
+        strict=strict,
+        force=force,
+    )
+    require_place(out, suffix=".engine", force=force)
+    from mae_export.export.engine import build, estimate
+
+    console.remark(f"{estimate(graph, plan)}")
+    with console.steps() as progress:
+        sidecar = build(graph, out, plan=plan, progress=progress)
+    if as_json:
+        console.show_json(asdict(sidecar))
+    else:
+        summaries.show_engine(out, sidecar)
+
+
 @app.command("inspect")
 def inspect_command(
     path: Annotated[Path, typer.Argument(help="A checkpoint, an .onnx graph or a features folder.")],
@@ -182,7 +276,7 @@ def inspect_command(
     if as_json:
         console.show_json(described)
     else:
-        summaries.show_tree(described)
+        summaries.show_inspection(described)
 
 
 @app.command("verify")
@@ -190,23 +284,38 @@ def verify_command(
     candidate: Annotated[Path, typer.Argument(help="The graph to judge.")],
     reference: Annotated[Path, typer.Argument(help="The graph or checkpoint to trust.")],
     settings: Settings = None,
-    limit: Annotated[float, typer.Option(min=1e-9, help="Largest error relative to max(1, max|reference|).")] = 1e-4,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder, .txt list or .tar of pictures to show instead of the shipped ones.")
+    ] = None,
+    worst: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the image on which each output agrees least there.")
+    ] = None,
+    limit: Annotated[
+        float | None,
+        typer.Option(min=1e-9, help="Largest error relative to max(1, max|reference|), instead of the precision's."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare a graph with the checkpoint or graph it came from; exit code 5 when they disagree."""
     from mae_export.encoders.overrides import parse_overrides
-    from mae_export.report import console, summaries
+    from mae_export.report import console, summaries, worst_images
     from mae_export.runtime.compare import compare
+    from mae_export.runtime.probes import verification_images
     from mae_export.runtime.session import open_session
+    from mae_export.runtime.thresholds import limits_of
 
     overrides = parse_overrides(settings or [])
     with console.phases() as tell, open_session(candidate) as session:
+        shown = verification_images(session.manifest.image, images)
+        limits = limits_of(session.manifest.precision)
         tell("loading the reference")
         with _reference(reference, session.manifest, overrides) as trusted:
             tell("comparing")
-            report = compare(session, trusted, limit=limit)
+            limits = limits if limit is None else replace(limits, error=limit)
+            report = compare(session, trusted, images=shown, limits=limits)
+    written = [] if worst is None else worst_images.save_worst(report, shown, worst)
     if as_json:
-        console.show_json({**asdict(report), "passed": report.passed})
+        console.show_json({**asdict(report), "passed": report.passed, "worst_images": written})
     else:
         summaries.show_comparison(report)
     if not report.passed:
@@ -248,6 +357,8 @@ def _translated(error: BaseException) -> MaeExportError | None:
             return MachineError(f"{module} is not installed; run: pip install 'mae-export[{extra}]'")
     if isinstance(error, MemoryError):
         return ResourceError("memory ran out; use a smaller --batch, or a machine with more")
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return ResourceError(f"cannot write the result: {error.strerror}; free space or choose another place")
     if isinstance(error, PermissionError):
         return UsageError(f"{error.filename}: {error.strerror}; choose a place that can be read and written")
     return None

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mae_export.errors import InputError, ResourceError
+from mae_export.errors import InputError, ResourceError, UsageError
 
 DATA_SUFFIX = ".data"  # NAME.onnx keeps large weights in NAME.onnx.data
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -38,6 +38,20 @@ def model_files(path: Path) -> tuple[Path, ...]:
     """A model file and, when it exists, the data file next to it."""
     data = path.with_name(path.name + DATA_SUFFIX)
     return (path, data) if data.exists() else (path,)
+
+
+def require_place(target: Path, *, suffix: str, force: bool) -> None:
+    """Refuse a place where a file may not be put, before any work is done.
+
+    Raises:
+        UsageError: when the name has another suffix, the folder does not exist, or the file exists without `force`.
+    """
+    if target.suffix != suffix:
+        raise UsageError(f"the name {target.name!r} must end in {suffix}")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target.parent} is no folder; create it, or write {target.name} somewhere else")
+    if target.exists() and not force:
+        raise UsageError(f"{target} exists; add --force to replace it")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from mae_export.errors import InputError
+from mae_export.errors import InputError, UsageError
 from mae_export.spec import ImageSpec
 
 SCHEMA = 1
@@ -130,6 +130,7 @@ class Manifest:
         verification: comparison with the file before; None only before it was verified.
         golden: values to check on any machine; None only before it was verified.
         target: the GPU an engine is for; None for graphs.
+        fp32_nodes: nodes of a half-precision graph that stay in float32, by name, each with the reason.
         schema: version of this structure.
     """
 
@@ -147,19 +148,20 @@ class Manifest:
     verification: Verification | None = None
     golden: Golden | None = None
     target: dict[str, Any] | None = None
+    fp32_nodes: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def output(self, name: str) -> TensorSpec:
         """The output of that name.
 
         Raises:
-            InputError: when the file has no such output; the message lists those it has.
+            UsageError: when the file has no such output; the message lists those it has.
         """
         for spec in self.outputs:
             if spec.name == name:
                 return spec
         names = ", ".join(spec.name for spec in self.outputs)
-        raise InputError(f"there is no output {name!r}; this file has: {names}. Export it again with --features {name}")
+        raise UsageError(f"there is no output {name!r}; this file has: {names}. Others need another export --features")
 
     def to_json(self) -> str:
         """Serialise; the result is stable for equal manifests."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mae_export.errors import InputError
+from mae_export.errors import InputError, UsageError
 from mae_export.manifest import (
     SCHEMA,
     Ancestor,
@@ -48,6 +48,7 @@ FULL = Manifest(
     verification=Verification(reference="PyTorch", worst_output="pooled", error=3e-7, limit=1e-4, checks=12),
     golden=Golden(recipe="photo", values={"pooled": (0.1, -2.0, 1e-30), "none": ()}),
     target={"gpu": "Orin", "profiles": [{"min": 1}]},
+    fp32_nodes={"norm/LayerNormalization_3": "x reaches 1e+05"},
 )
 TEXT = FULL.to_json()
 
@@ -83,9 +84,11 @@ def test_every_field_survives_the_way_through_json() -> None:
 
 
 def test_a_manifest_without_optional_parts_survives_too() -> None:
-    bare = dataclasses.replace(FULL, verification=None, golden=None, target=None, tools={}, made_from=(), inputs=())
+    bare = dataclasses.replace(
+        FULL, verification=None, golden=None, target=None, tools={}, made_from=(), inputs=(), fp32_nodes={}
+    )
     assert Manifest.from_json(bare.to_json()) == bare
-    optional = ("tools", "verification", "golden", "target")
+    optional = ("tools", "verification", "golden", "target", "fp32_nodes")
     required = {name: value for name, value in json.loads(bare.to_json()).items() if name not in optional}
     assert Manifest.from_json(json.dumps(required)) == bare
 
@@ -213,10 +216,10 @@ def test_other_kinds_are_read_by_the_same_rules() -> None:
 
 def test_outputs_are_found_by_name() -> None:
     assert FULL.output("pooled").shape == ("batch", 768)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UsageError) as caught:
         FULL.output("dense")
     assert str(caught.value) == (
-        "there is no output 'dense'; this file has: pooled. Export it again with --features dense"
+        "there is no output 'dense'; this file has: pooled. Others need another export --features"
     )
     assert FULL.patches.count == 1120
 

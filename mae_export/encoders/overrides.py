@@ -52,7 +52,7 @@ class Overrides:
                 raise UsageError(f"{name} is {value}; expected a positive number")
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_image_size(text: str) -> tuple[int, int]:
     """Read `224` or `192x320` as (height, width) in pixels.
 
     Raises:
@@ -93,7 +93,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "eps": float,
     "mean": _floats,
     "std": _floats,
-    "image_size": parse_size,
+    "image_size": parse_image_size,
     "resize": _resize,
     "crop_fraction": float,
     "norm_pix_loss": _boolean,

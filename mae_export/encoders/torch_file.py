@@ -72,7 +72,7 @@ def read_zip(file: BinaryIO, data: mmap.mmap, path: Path) -> Any:
             spans = {entry.filename: (_data_start(data, entry), entry.file_size) for entry in entries}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error) as error:
         raise CheckpointError(
-            f"{path} is a zip archive that is truncated or damaged ({error}); get the file again"
+            f"{path} begins as a PyTorch file but is truncated or damaged ({error}); get the file again"
         ) from error
     folder = str(PurePosixPath(pickle.filename).parent)
     order = spans.get(f"{folder}/byteorder")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import typing
 from dataclasses import dataclass
+from typing import Literal
 
 from mae_export.errors import UsageError
 from mae_export.manifest import MaskMode
 
+Half = Literal["fp16", "bf16"]
 OPSETS = range(18, 23)  # from 23 on torch writes Attention nodes, which TensorRT before 10.14 cannot read
 
 
@@ -45,3 +47,28 @@ class TraceOptions:
             raise UsageError(f"features {', '.join(self.features) or '(none)'} must name each output once")
         if "dense" in self.features and self.mask != "none":
             raise UsageError("the output 'dense' needs every patch; it exists with --mask none only")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """What half-precision graph is wanted.
+
+    Attributes:
+        precision: fp16 or bf16.
+        headroom: factor by which a value may exceed what was measured before it overflows; a node without that much
+            room stays in float32.
+        force: replace an existing file.
+
+    Raises:
+        UsageError: when a value is not known or impossible.
+    """
+
+    precision: Half
+    headroom: float = 4.0
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in typing.get_args(Half):
+            raise UsageError(f"precision {self.precision!r} is not known; expected fp16 or bf16")
+        if not 1 <= self.headroom < float("inf"):
+            raise UsageError(f"headroom {self.headroom:g} must be a number of at least 1")

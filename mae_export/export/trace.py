@@ -27,7 +27,7 @@ from mae_export.errors import GraphError, UsageError
 from mae_export.export.options import TraceOptions
 from mae_export.export.verify import TorchSession, require, verify
 from mae_export.export.view import ExportView
-from mae_export.files import DATA_SUFFIX, put_in_place, staging
+from mae_export.files import DATA_SUFFIX, put_in_place, require_place, staging
 from mae_export.manifest import Ancestor, Golden, Manifest, Patches, TensorSpec
 from mae_export.runtime.probes import GOLDEN_RECIPE, golden_feeds
 from mae_export.runtime.session import Session, open_session
@@ -77,10 +77,7 @@ def export_graph(
     """
     options = options or TraceOptions()
     tell = progress or (lambda _: None)
-    if out.suffix != ".onnx":
-        raise UsageError(f"the graph's name {out.name!r} must end in .onnx")
-    if out.exists() and not options.force:
-        raise UsageError(f"{out} exists; add --force to replace it")
+    require_place(out, suffix=".onnx", force=options.force)
     _require_features(encoder.spec, options)
     if options.image_size is not None:
         encoder = encoder.resized(options.image_size)

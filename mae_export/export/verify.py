@@ -23,8 +23,9 @@ from mae_export.encoders.vit import ViT, padding_mask
 from mae_export.errors import VerificationError
 from mae_export.export.view import ExportView
 from mae_export.manifest import Manifest, Verification
-from mae_export.runtime.compare import FLOAT32_LIMIT, Report, compare
+from mae_export.runtime.compare import Report, compare
 from mae_export.runtime.session import Session
+from mae_export.runtime.thresholds import limits_of
 
 Array = npt.NDArray[Any]
 
@@ -113,15 +114,15 @@ class TorchSession:
         self.close()
 
 
-def verify(candidate: Session, reference: Session, *, limit: float = FLOAT32_LIMIT) -> tuple[Report, Verification]:
-    """Compare, and summarise the result for the candidate's manifest; see `runtime.compare.compare`."""
-    report = compare(candidate, reference, limit=limit)
-    worst = report.worst
+def verify(candidate: Session, reference: Session) -> tuple[Report, Verification]:
+    """Compare, and summarise the result for the candidate's manifest by its largest error of values."""
+    report = compare(candidate, reference)
+    worst = max(report.measured, key=lambda found: found.agreement.max_error)
     return report, Verification(
         reference=report.reference,
         worst_output=worst.output,
-        error=float(np.format_float_scientific(worst.error, precision=3)),
-        limit=worst.limit,
+        error=float(np.format_float_scientific(worst.agreement.max_error, precision=3)),
+        limit=limits_of(candidate.manifest.precision).error,
         checks=len(report.checks),
     )
 

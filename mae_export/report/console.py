@@ -26,13 +26,27 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-OUT = Console(highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """A console that leaves the meaning of a closed pipe to the command line."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise it again; rich would end the process with exit code 1."""
+        raise BrokenPipeError
+
+
+OUT = _Console(highlight=False, soft_wrap=True)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
     """One line of result, shown as it is."""
     OUT.print(_shown(text))
+
+
+def remark(text: str) -> None:
+    """One line beside the result."""
+    ERR.print(_shown(text))
 
 
 def show_json(value: Any) -> None:
@@ -78,18 +92,40 @@ def images_progress(total_label: str) -> Iterator[Callable[[int, int], None]]:
     logger = logging.getLogger("mae_export")
     logger.addHandler(remarks)
     logger.setLevel(logging.INFO)
-    with Progress(*columns, console=ERR) as progress, warnings.catch_warnings():
+    progress = Progress(*columns, console=ERR)
+    task = progress.add_task(escape(total_label), total=None)
+
+    def update(done: int, total: int) -> None:
+        progress.start()  # only now: an error before the first image should stand alone
+        progress.update(task, completed=done, total=total)
+
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\b")  # odd metadata of single images; errors still raise
-        task = progress.add_task(escape(total_label), total=None)
         try:
-            yield lambda done, total: progress.update(task, completed=done, total=total)
+            yield update
         finally:
+            progress.stop()
             logger.removeHandler(remarks)
 
 
 @contextmanager
 def phases() -> Iterator[Callable[[str], None]]:
     """A spinner that names the phase of a long step."""
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=ERR, transient=True) as progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=ERR, transient=True, disable=not ERR.is_terminal) as progress:
         task = progress.add_task("", total=None)
         yield lambda name: progress.update(task, description=escape(name))
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str, int, int], bool]]:
+    """A bar over the steps of named phases; the yielded function takes (phase, done, total) and never cancels."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=ERR, transient=True, disable=not ERR.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+
+        def update(phase: str, done: int, total: int) -> bool:
+            progress.update(task, description=escape(phase), completed=done, total=total)
+            return True
+
+        yield update

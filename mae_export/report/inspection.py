@@ -9,7 +9,6 @@ from typing import Any
 from mae_export.encoders.overrides import Overrides
 from mae_export.errors import InputError
 from mae_export.files import model_files
-from mae_export.manifest import Manifest
 
 SHOWN = 12  # tensors or ids listed before "..."
 
@@ -24,7 +23,9 @@ def inspect(path: Path, overrides: Overrides) -> dict[str, Any]:
         raise InputError(f"there is nothing at {path}; give a checkpoint, an .onnx graph or a features folder")
     if path.suffix == ".onnx":
         return _graph(path)
-    if path.is_dir() and (path / "manifest.json").is_file():
+    if path.suffix == ".engine":
+        return _engine(path)
+    if path.is_dir() and any((path / name).is_file() for name in ("manifest.json", "failures.jsonl")):
         return _features(path)
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(
@@ -43,19 +44,22 @@ def _graph(path: Path) -> dict[str, Any]:
             "path": str(path),
             "sha256": session.digest,
             "bytes": sum(file.stat().st_size for file in model_files(path)),
-            "runs on": session.description,
-            **_described(session.manifest),
+            "runtime": session.description,
+            "manifest": asdict(session.manifest),
         }
 
 
-def _described(manifest: Manifest) -> dict[str, Any]:
-    values = asdict(manifest)
-    for key in ("inputs", "outputs"):
-        values[key] = {
-            spec["name"]: f"{spec['dtype']} {list(spec['shape'])}" + (f": {spec['note']}" if spec["note"] else "")
-            for spec in values[key]
-        }
-    return values
+def _engine(path: Path) -> dict[str, Any]:
+    from mae_export.runtime.engine_file import bytes_match, read_sidecar
+
+    sidecar = read_sidecar(path)
+    return {
+        "kind": "engine",
+        "path": str(path),
+        "bytes_match": bytes_match(path, sidecar),
+        "made_from": {ancestor.name: ancestor.sha256 for ancestor in sidecar.manifest.made_from},
+        "sidecar": asdict(sidecar),
+    }
 
 
 def _features(path: Path) -> dict[str, Any]:
@@ -75,23 +79,23 @@ def _checkpoint(path: Path, overrides: Overrides) -> dict[str, Any]:
         "path": str(path),
         "sha256": checkpoint.sha256,
         "format": checkpoint.format,
-        "found under": checkpoint.container or "top level",
-        "stripped prefixes": list(checkpoint.stripped),
+        "container": checkpoint.container or "top level",
+        "stripped": list(checkpoint.stripped),
         "family": f"{family.name}: {family.title}",
         "layout": layout.name,
-        "licence of the published weights": family.licence,
+        "licence_of_published_weights": family.licence,
         "repository": family.repository,
         "tensors": len(checkpoint.tensors),
         "parameters": sum(tensor.numel() for tensor in checkpoint.tensors.values()),
         "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.tensors.values()}),
-        "first tensors": {name: list(tensor.shape) for name, tensor in list(checkpoint.tensors.items())[:SHOWN]},
+        "first_tensors": {name: list(tensor.shape) for name, tensor in list(checkpoint.tensors.items())[:SHOWN]},
     }
     try:
         _, report = load_encoder(path, overrides=overrides)
     except InputError as error:
-        return described | {"loads": f"no: {error}"}
+        return described | {"loads": False, "because": str(error)}
     return described | {
-        "loads": "yes",
+        "loads": True,
         "encoder": asdict(report.spec),
         "used": len(report.used),
         "ignored": dict(report.ignored),

@@ -1,15 +1,16 @@
 """Whether two models agree: the one comparison that decides if an artefact may exist.
 
 A candidate runs on photographs and on adversarial images (black, white, one hot pixel), at batch 1, 2 and N, with all
-patches and with some, and each output is compared with the reference's. It must also agree with itself: identical rows
-give identical outputs, and permuted rows permute. Errors are max |a - b| / max(1, max |b|), per output.
+patches and with some. Each output is compared with the reference's: max |a - b| / max(1, max |b|), cosines of every
+vector raw and after subtracting the mean over images, noise, and nearest neighbours. The candidate must also agree
+with itself: the same rows again, identical rows, permuted rows, a row alone, and rows whose neighbour becomes an
+extreme image. `thresholds.py` says how well, for each precision.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,17 @@ import numpy.typing as npt
 
 from mae_export.errors import InputError
 from mae_export.manifest import Manifest
-from mae_export.runtime.metrics import relative_error
+from mae_export.runtime.metrics import Agreement, agreement, feature_vectors, relative_error
 from mae_export.runtime.patchify import patchify
 from mae_export.runtime.probes import adversarial_images, probe_photos
 from mae_export.runtime.session import Session
+from mae_export.runtime.thresholds import Limits, limits_of
 
 Array = npt.NDArray[Any]
 
-FLOAT32_LIMIT = 1e-4  # candidate against reference
-SELF_LIMIT = 1e-5  # rows against rows of the same model; blocking of matrix products may differ, nothing else
-PHOTOS = 4
+PHOTOS = 4  # shown with the adversarial images when the caller brings none: few, for every export waits for them
+BATCH = 16  # images per run, so that a large set needs no more memory than a small one
+ROWS = 8  # of the batch in which a model is compared with itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,8 @@ class Check:
     Attributes:
         name: what was compared, for people.
         output: name of the output.
-        error: max |a - b| / max(1, max |b|); infinite when anything is not finite.
+        error: of values, max |a - b| / max(1, max |b|); of cosines and shares, 1 minus them; of noise, its ratio to
+            the signal. Infinite when values are not finite.
         limit: what it may be.
     """
 
@@ -57,12 +60,22 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured:
+    """How one output agrees over all images of a scene; `agreement.worst_image` counts in the images shown."""
+
+    scene: str
+    output: str
+    agreement: Agreement
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
-    """All checks of a candidate against a reference."""
+    """All checks of a candidate against a reference, and the figures behind those on whole sets of images."""
 
     candidate: str
     reference: str
     checks: tuple[Check, ...]
+    measured: tuple[Measured, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -80,6 +93,13 @@ class Report:
         for check in self.checks:
             if check.output not in worst or check.share > worst[check.output].share:
                 worst[check.output] = check
+        return worst
+
+    def worst_scenes(self) -> dict[str, Measured]:
+        """Where each output has its smallest centred cosine."""
+        worst: dict[str, Measured] = {}
+        for found in sorted(self.measured, key=lambda found: found.agreement.centred_cosine.minimum):
+            worst.setdefault(found.output, found)
         return worst
 
 
@@ -130,9 +150,15 @@ def feeds_of(scene: Scene, manifest: Manifest) -> dict[str, Array]:
     return feeds
 
 
-def scenes(manifest: Manifest) -> Iterator[Scene]:
-    """What a model is shown: all patches, and where it takes a mask a quarter of them in random order."""
-    images = np.concatenate([probe_photos(manifest.image)[:PHOTOS], adversarial_images(manifest.image)])
+def scenes(manifest: Manifest, images: Array | None = None) -> Iterator[Scene]:
+    """What a model is shown: all patches, and where it takes a mask a quarter of them in random order.
+
+    Args:
+        manifest: of the model.
+        images: uint8 [n, H, W, C]; None means 4 photographs and the 3 adversarial images.
+    """
+    if images is None:
+        images = np.concatenate([probe_photos(manifest.image)[:PHOTOS], adversarial_images(manifest.image)])
     yield Scene(name="all patches", images=images)
     if manifest.mask_mode == "none":
         return
@@ -146,25 +172,47 @@ def scenes(manifest: Manifest) -> Iterator[Scene]:
         yield Scene(name="rows of different length", images=images, ids_keep=ids, num_keep=num)
 
 
-def compare(candidate: Session, reference: Session, *, limit: float = FLOAT32_LIMIT) -> Report:
+def compare(
+    candidate: Session, reference: Session, *, images: Array | None = None, limits: Limits | None = None
+) -> Report:
     """Compare every output that both models have.
 
     Args:
         candidate: the model to judge.
         reference: the model to trust.
-        limit: of the error of each output.
+        images: uint8 [n, H, W, C], at least two that differ. None means the 7 of `scenes`: what the gate of an export
+            can afford with the largest encoders. `probes.verification_images` gives more.
+        limits: None means those of the candidate's precision.
 
     Raises:
-        InputError: when the models take different images or share no output.
+        InputError: when the models take different images or share no output, or the images do not fit.
     """
     names = _shared_outputs(candidate.manifest, reference.manifest)
+    _require_fitting(images, candidate.manifest)
+    limits = limits or limits_of(candidate.manifest.precision)
     masked = min((candidate.manifest, reference.manifest), key=_mask_freedom)
     checks: list[Check] = []
-    for scene in scenes(masked):
-        expected = reference.run(feeds_of(scene, reference.manifest), names)
-        checks += _against_reference(candidate, scene, expected, limit)
-        checks += _against_itself(candidate, scene, names)
-    return Report(candidate=candidate.description, reference=reference.description, checks=tuple(checks))
+    measured: list[Measured] = []
+    for scene in scenes(masked, images):
+        expected, found = (_run(session, scene, names) for session in (reference, candidate))
+        for name in names:
+            pair = (feature_vectors(name, values[name]) for values in (found, expected))
+            measured.append(Measured(scene=scene.name, output=name, agreement=agreement(*pair)))
+            checks += _of_the_set(measured[-1], limits)
+        checks += _of_small_batches(candidate, scene, expected, limits.error)
+        checks += _against_itself(candidate, scene, found, limits.consistency)
+    return Report(
+        candidate=candidate.description, reference=reference.description, checks=tuple(checks), measured=tuple(measured)
+    )
+
+
+def _require_fitting(images: Array | None, manifest: Manifest) -> None:
+    wanted = (*manifest.image.size, manifest.image.channels)
+    if images is not None and (images.dtype != np.uint8 or images.shape[1:] != wanted or len(images) < 2):
+        raise InputError(
+            f"the images are {images.dtype} {list(images.shape)}; expected uint8 [n, {', '.join(map(str, wanted))}] "
+            "with n of 2 or more"
+        )
 
 
 def _mask_freedom(manifest: Manifest) -> int:
@@ -187,26 +235,61 @@ def _shared_outputs(candidate: Manifest, reference: Manifest) -> list[str]:
     return names
 
 
-def _against_reference(
-    candidate: Session, scene: Scene, expected: Mapping[str, Array], limit: float
-) -> Iterator[Check]:
+def _run(session: Session, scene: Scene, names: list[str]) -> dict[str, Array]:
+    """All rows of a scene, `BATCH` at a time."""
+    rows = np.arange(len(scene.images))
+    parts = [
+        session.run(feeds_of(scene.take(rows[first : first + BATCH], "part"), session.manifest), names)
+        for first in range(0, len(rows), BATCH)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+
+def _of_the_set(measured: Measured, limits: Limits) -> Iterator[Check]:
+    found = measured.agreement
+    compared = [("values", found.max_error, limits.error)]
+    for kind, cosines in (("cosine", found.cosine), ("centred cosine", found.centred_cosine)):
+        compared += [
+            (f"{kind}, minimum", 1 - cosines.minimum, _short(1 - limits.minimum)),
+            (f"{kind}, first percentile", 1 - cosines.first_percentile, _short(1 - limits.first_percentile)),
+            (f"{kind}, median", 1 - cosines.median, _short(1 - limits.median)),
+        ]
+    compared.append(("noise over signal", 10 ** (-found.sqnr / 20), 10 ** (-limits.sqnr / 20)))
+    if found.neighbours is not None:
+        compared.append(("10 nearest images", 1 - found.neighbours, _short(1 - limits.neighbours)))
+    for name, error, limit in compared:
+        yield Check(name=f"{measured.scene}, {name}", output=measured.output, error=max(0.0, error), limit=limit)
+
+
+def _short(limit: float) -> float:
+    """Without the digits that 1 - 0.9999 brings along."""
+    return round(limit, 12)
+
+
+def _of_small_batches(candidate: Session, scene: Scene, expected: Mapping[str, Array], limit: float) -> Iterator[Check]:
     total = len(scene.images)
-    for batch in (total, 1, 2):
-        rows = list(range(batch)) if batch > 1 else [total // 2]
-        part = scene.take(rows, f"batch {batch}")
-        found = candidate.run(feeds_of(part, candidate.manifest), list(expected))
-        for name, values in found.items():
+    for rows in ([total // 2], [0, total - 1]):
+        part = scene.take(rows, f"batch {len(rows)}")
+        for name, values in candidate.run(feeds_of(part, candidate.manifest), list(expected)).items():
             yield Check(name=part.name, output=name, error=relative_error(values, expected[name][rows]), limit=limit)
 
 
-def _against_itself(candidate: Session, scene: Scene, names: list[str]) -> Iterator[Check]:
-    same = scene.take([0, 0, 0], "identical rows")
-    for name, values in candidate.run(feeds_of(same, candidate.manifest), names).items():
-        error = max(relative_error(a, b) for a, b in itertools.combinations(values, 2))
-        yield Check(name=same.name, output=name, error=error, limit=SELF_LIMIT)
-    order = np.random.default_rng(1).permutation(len(scene.images))
-    straight = candidate.run(feeds_of(scene, candidate.manifest), names)
-    permuted = candidate.run(feeds_of(scene.take(order, "permuted rows"), candidate.manifest), names)
-    for name in names:
-        error = relative_error(permuted[name], straight[name][order])
-        yield Check(name=f"{scene.name}, permuted rows", output=name, error=error, limit=SELF_LIMIT)
+def _against_itself(candidate: Session, scene: Scene, found: Mapping[str, Array], limit: float) -> Iterator[Check]:
+    """Rows may not depend on when, where in a batch, with how many, or beside which others they are computed."""
+    total = len(scene.images)
+    spread = np.unique(np.linspace(0, total - 1, min(ROWS, total)).astype(np.int64))
+    order = np.random.default_rng(1).permutation(spread)
+    trio = spread[[0, len(spread) // 2, -1]]
+    crowd = scene.take(trio, "an extreme neighbour")
+    extreme = np.where(crowd.images[1:2] < 128, np.uint8(255), np.uint8(0))  # the negative, in black and white
+    runs = (
+        (scene.take(spread, "repeated"), spread, slice(None)),
+        (scene.take(order, "permuted rows"), order, slice(None)),
+        (scene.take(trio[1:2], "a row alone"), trio[1:2], slice(None)),
+        (scene.take(trio[[1, 1, 1]], "identical rows"), trio[[1, 1, 1]], slice(None)),
+        (replace(crowd, images=np.concatenate([crowd.images[:1], extreme, crowd.images[2:]])), trio, slice(0, 3, 2)),
+    )
+    for part, rows, judged in runs:
+        for name, values in candidate.run(feeds_of(part, candidate.manifest), list(found)).items():
+            error = relative_error(values[judged], found[name][rows][judged])
+            yield Check(name=part.name, output=name, error=error, limit=limit)

@@ -207,7 +207,9 @@ def _providers(packages: dict[str, str]) -> tuple[tuple[str, ...], str]:
 def _tensorrt_modules(packages: dict[str, str]) -> dict[str, str]:
     # Named by CUDA version: the distribution tensorrt-rtx-cu13-bindings holds the module tensorrt_rtx_bindings.
     versions = {re.sub(r"-cu\d+", "", name).replace("-", "_"): version for name, version in packages.items()}
-    present = [module for module in TENSORRT_MODULES if importlib.util.find_spec(module) is not None]
+    specs = {module: importlib.util.find_spec(module) for module in TENSORRT_MODULES}
+    # A folder of type stubs is found as a module without origin.
+    present = [module for module, spec in specs.items() if spec is not None and spec.origin is not None]
     return {module: versions.get(module, "unknown version") for module in present}
 
 

@@ -270,6 +270,8 @@ def read_manifest(folder: Path) -> FeaturesManifest:
         InputError: when there is none, or it is not one of ours.
     """
     path = folder / MANIFEST
+    if not path.is_file() and not (folder / FAILURES).is_file():
+        raise InputError(f"{folder} is no features folder: it has neither {MANIFEST} nor {FAILURES}; check the path")
     if not path.is_file():
         raise InputError(f"{folder} has no {MANIFEST}: the extraction did not finish. Run it again with --force")
     try:

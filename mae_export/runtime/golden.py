@@ -7,16 +7,13 @@ import numpy as np
 from mae_export.errors import VerificationError
 from mae_export.runtime.probes import golden_feeds
 from mae_export.runtime.session import Session
-
-# Other kernels round differently, and Q/DQ turns a last-bit difference into a whole step.
-TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2}
-OTHER_TOLERANCE = 1e-1
+from mae_export.runtime.thresholds import limits_of
 
 
 def check_golden(session: Session) -> None:
     """Run the manifest's golden image and compare; does nothing when the manifest has none.
 
-    A value may differ by `tolerance * max(1, |stored value|)`.
+    A value may differ by `limit * max(1, |stored value|)`, with the limit of `thresholds.py`.
 
     Raises:
         VerificationError: when an output differs or is not finite.
@@ -25,7 +22,7 @@ def check_golden(session: Session) -> None:
     if golden is None:
         return
     found = session.run(golden_feeds(session.manifest), list(golden.values))
-    limit = TOLERANCE.get(session.manifest.precision, OTHER_TOLERANCE)
+    limit = limits_of(session.manifest.precision).golden
     for name, values in golden.values.items():
         expected = np.asarray(values, dtype=np.float64)
         first = np.asarray(found[name], dtype=np.float64).ravel()[: expected.size]

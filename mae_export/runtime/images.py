@@ -23,7 +23,7 @@ import zlib
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 - registers a format that Pillow loads late
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401 - WebP registers itself
 
 from mae_export.errors import ImageError, InputError
 from mae_export.runtime.formats import REASONS, check_whole, ends_early, recognise
@@ -116,10 +116,12 @@ def decode(data: bytes) -> Image.Image:
         raise ImageError("out-of-memory", f"memory ran out decoding a {kind} picture; use fewer threads") from error
     except _DECODER_ERRORS as error:
         cut = "truncated" in str(error).lower() or ends_early(data, kind)
+        # The text of this one error holds an address in memory.
+        words = "header not understood" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ImageError(
             "truncated" if cut else "corrupt",
-            f"the {kind} data {'ends too early' if cut else 'is damaged'} ({type(error).__name__}: {error}); "
-            "expected a complete picture. Copy or download the file again",
+            f"the {kind} data {'ends too early' if cut else 'is damaged'} ({type(error).__name__}: {words}); "
+            "expected a complete picture. Copy or download the file again, or convert it to PNG",
         ) from error
 
 

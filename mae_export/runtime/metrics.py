@@ -79,6 +79,21 @@ def agreement(found: Array, expected: Array) -> Agreement:
     )
 
 
+def feature_vectors(name: str, values: Array) -> Array:
+    """An output as vectors along the last axis: one per image, token or place of a map; attention maps and
+    reconstructions are one vector per image, because their single rows say little.
+
+    Args:
+        name: of the output.
+        values: batch first.
+    """
+    if name == "dense":
+        return np.moveaxis(values, 1, -1)
+    if name.startswith(("attention_", "reconstruction")):
+        return values.reshape(len(values), -1)
+    return values
+
+
 def relative_error(found: Array, expected: Array) -> float:
     """max |found - expected| / max(1, max |expected|); infinite when shapes differ or a value is not finite."""
     if found.shape != expected.shape:
@@ -100,8 +115,9 @@ def neighbour_overlap(found: Array, expected: Array, count: int = NEIGHBOURS) ->
 
 
 def _nearest(vectors: Array, count: int) -> Array:
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    similar = unit @ unit.T
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is nobody's neighbour
+        unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        similar = unit @ unit.T
     np.fill_diagonal(similar, -np.inf)
     nearest: Array = np.argsort(-similar, axis=1, kind="stable")[:, :count]
     return nearest

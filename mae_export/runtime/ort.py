@@ -41,7 +41,10 @@ class OrtSession:
         try:
             self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except _LOAD_ERRORS as error:
-            raise GraphError(f"ONNX Runtime cannot load {path}: {error}") from error
+            raise GraphError(
+                f"{path} is no graph that ONNX Runtime can load; expected one written by `mae-export export`. If it "
+                f"was, the file is damaged: copy or export it again. ONNX Runtime says: {error}"
+            ) from error
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
             raise GraphError(f"{path} carries no manifest; expected a graph written by `mae-export export`")

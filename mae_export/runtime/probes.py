@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageOps
 
 from mae_export.errors import InputError
 from mae_export.manifest import Manifest
-from mae_export.runtime.images import decode, fit
+from mae_export.runtime.images import decode, fit, prepare
+from mae_export.runtime.inputs import list_items
 from mae_export.runtime.patchify import patchify
 from mae_export.spec import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
 
 GOLDEN_RECIPE = "pattern-1"  # names the formula of `golden_image` and `golden_ids`; change it with either
 PHOTOS = ("astronaut", "brick", "chelsea", "coffee", "grass", "gravel", "hubble_deep_field", "rocket")
+MOST_IMAGES = 256  # of somebody's own; more would only take longer
 
 
 def probe_photos(spec: ImageSpec) -> npt.NDArray[np.uint8]:
@@ -30,15 +35,62 @@ def probe_photos(spec: ImageSpec) -> npt.NDArray[np.uint8]:
         InputError: when the encoder takes several frames per sample.
     """
     _require_still(spec)
+    return _fitted(_photos(), spec)
+
+
+def verification_images(spec: ImageSpec, source: str | Path | None = None) -> npt.NDArray[np.uint8]:
+    """Images enough for percentiles and neighbours, and the adversarial ones at the end.
+
+    Args:
+        spec: how to prepare them.
+        source: a folder, list or tar of pictures, of which at most `MOST_IMAGES` are read, evenly spread. None means
+            the photographs of `probe_photos`, each whole, mirrored, and as two overlapping crops (the upper left and,
+            mirrored, the lower right three fifths): 32 in all.
+
+    Returns:
+        uint8 [n, H, W, C].
+
+    Raises:
+        InputError: when the encoder takes several frames per sample, or the source does not exist.
+        ImageError: when a picture cannot be used.
+    """
+    _require_still(spec)
+    if source is None:
+        photos = _photos()
+        images = np.concatenate([_fitted([change(photo) for photo in photos], spec) for change in VIEWS])
+    else:
+        items = list_items([source])
+        images = np.stack([prepare(item.read(), spec) for item in items[:: -(-len(items) // MOST_IMAGES)]])
+    return np.concatenate([images, adversarial_images(spec)])
+
+
+def _upper_left(image: Image.Image) -> Image.Image:
+    return image.crop((0, 0, image.width * 3 // 5, image.height * 3 // 5))
+
+
+def _lower_right(image: Image.Image) -> Image.Image:
+    return image.crop((image.width * 2 // 5, image.height * 2 // 5, image.width, image.height))
+
+
+VIEWS: tuple[Callable[[Image.Image], Image.Image], ...] = (
+    lambda image: image,
+    ImageOps.mirror,
+    _upper_left,
+    lambda image: ImageOps.mirror(_lower_right(image)),
+)
+
+
+def _photos() -> list[Image.Image]:
+    return [decode((files(__package__) / "probe_photos" / f"{name}.jpg").read_bytes()) for name in PHOTOS]
+
+
+def _fitted(images: list[Image.Image], spec: ImageSpec) -> npt.NDArray[np.uint8]:
+    """Prepared for an encoder of any number of channels, uint8 [n, H, W, C]."""
     rgb = replace(spec, channels=3, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    photos = []
-    for name in PHOTOS:
-        image = decode((files(__package__) / "probe_photos" / f"{name}.jpg").read_bytes())
-        if spec.channels != 3:
-            image = image.convert("L").convert("RGB")
-        photos.append(fit(image, rgb))
-    pixels = np.stack(photos)
-    return pixels if spec.channels == 3 else pixels[..., :1].repeat(spec.channels, axis=-1)
+    if spec.channels == 3:
+        return np.stack([fit(image, rgb) for image in images])
+    grey = np.stack([fit(image.convert("L").convert("RGB"), rgb) for image in images])
+    return grey[..., :1].repeat(spec.channels, axis=-1)
 
 
 def adversarial_images(spec: ImageSpec) -> npt.NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from mae_export.errors import InputError, MachineError
 from mae_export.manifest import Manifest
 
 Array = npt.NDArray[Any]
+CHECKPOINTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
 
 class Session(Protocol):
@@ -79,6 +80,8 @@ def open_session(path: str | Path, *, threads: int = 0) -> Session:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no model at {path}; expected an .onnx file written by `mae-export export`")
+    if path.suffix.lower() in CHECKPOINTS:
+        raise InputError(f"{path} is a checkpoint, not a graph; run first: mae-export export {path} -o NAME.onnx")
     try:
         from mae_export.runtime.ort import OrtSession
     except ModuleNotFoundError as error:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mae_export.encoders.overrides import Overrides, parse_overrides, parse_size
+from mae_export.encoders.overrides import Overrides, parse_image_size, parse_overrides
 from mae_export.errors import UsageError
 
 EVERY = {
@@ -104,11 +104,11 @@ def test_a_key_is_given_once() -> None:
 
 @pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), ("192x320", (192, 320)), ("8X16", (8, 16))])
 def test_sizes_are_height_and_width(text: str, size: tuple[int, int]) -> None:
-    assert parse_size(text) == size
+    assert parse_image_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "x", "224x", "x224", "1x2x3", "-1", "0", "0x4", "1.5", "4 x 4", "²", "9" * 5000])
 def test_texts_that_are_no_size(text: str) -> None:
     with pytest.raises(UsageError) as caught:
-        parse_size(text)
+        parse_image_size(text)
     assert str(caught.value) == f"image size {text!r} is neither N nor HxW; write for example 224 or 192x320"

@@ -1,7 +1,7 @@
 import pytest
 
 from mae_export.errors import UsageError
-from mae_export.export.options import OPSETS, TraceOptions
+from mae_export.export.options import OPSETS, ConvertOptions, TraceOptions
 
 
 def test_defaults_are_the_documented_graph():
@@ -26,3 +26,17 @@ def test_defaults_are_the_documented_graph():
 def test_options_that_exclude_each_other_are_refused(values, text):
     with pytest.raises(UsageError, match=text):
         TraceOptions(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"precision": "fp8"}, "precision 'fp8' is not known; expected fp16 or bf16"),
+        ({"precision": "fp16", "headroom": 0.5}, "headroom 0.5 must be a number of at least 1"),
+        ({"precision": "fp16", "headroom": float("nan")}, "headroom nan must be"),
+        ({"precision": "bf16", "headroom": float("inf")}, "headroom inf must be"),
+    ],
+)
+def test_impossible_precisions_are_refused(values, text):
+    with pytest.raises(UsageError, match=text):
+        ConvertOptions(**values)

@@ -13,6 +13,7 @@ CROSSING = {
     "soak": "long proofs of whole jobs, scaled down unless asked for with `make soak`",
     "parity": "whole graphs against numbers that others computed, one file per family",
     "examples": "what examples/ shows, run as a user runs it",
+    "mutants": "graphs with seeded faults, which the comparison must refuse, from the code of benchmarks/",
     "hostile": "one list of bad inputs per kind of file, through the public functions",
 }
 

@@ -31,7 +31,8 @@ TEXTS = (
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wrapped lines would show."""
-    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(console.OUT, "_width", 40)  # COLUMNS counts at import only
+    monkeypatch.setattr(console.ERR, "_width", 40)
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -29,7 +29,7 @@ def digest(path: Path) -> str:
 def test_a_checkpoint_that_loads(fixture_dir: Path) -> None:
     path = fixture_dir / "mae_finetune" / "checkpoint.pth"
     found = inspect(path, STATED)
-    first = found.pop("first tensors")
+    first = found.pop("first_tensors")
     assert list(first.items())[:3] == [
         ("cls_token", [1, 1, 48]),
         ("pos_embed", [1, 65, 48]),
@@ -43,16 +43,16 @@ def test_a_checkpoint_that_loads(fixture_dir: Path) -> None:
         "path": str(path),
         "sha256": digest(path),
         "format": "torch",
-        "found under": "model",
-        "stripped prefixes": [],
+        "container": "model",
+        "stripped": [],
         "family": "mae: MAE: Masked Autoencoders Are Scalable Vision Learners (CVPR 2022)",
         "layout": "facebookresearch/mae",
-        "licence of the published weights": "CC-BY-NC-4.0",
+        "licence_of_published_weights": "CC-BY-NC-4.0",
         "repository": "https://github.com/facebookresearch/mae",
         "tensors": 32,
         "parameters": 69_562,
         "dtypes": ["float32"],
-        "loads": "yes",
+        "loads": True,
         "used": 30,
         "ignored": {
             "head.weight": "classifier, not part of the encoder",
@@ -66,7 +66,8 @@ def test_a_checkpoint_that_loads(fixture_dir: Path) -> None:
 def test_a_checkpoint_that_does_not_load_is_described_all_the_same(fixture_dir: Path) -> None:
     found = inspect(fixture_dir / "mae" / "checkpoint.pth", Overrides())
     assert (found["layout"], found["tensors"]) == ("facebookresearch/mae", 50)
-    assert found["loads"].startswith("no: the number of attention heads cannot be told from a width of 48")
+    assert found["loads"] is False
+    assert found["because"].startswith("the number of attention heads cannot be told from a width of 48")
     assert not {"encoder", "used", "ignored", "missing"} & set(found)
 
 
@@ -76,8 +77,8 @@ def test_wrappers_and_precisions_are_shown(tmp_path: Path, fixture_dir: Path) ->
     wrapped["module.cls_token"] = wrapped["module.cls_token"].double()
     torch.save(wrapped, tmp_path / "c.pth")
     found = inspect(tmp_path / "c.pth", STATED)
-    assert found["found under"] == "top level"
-    assert found["stripped prefixes"] == ["module."]
+    assert found["container"] == "top level"
+    assert found["stripped"] == ["module."]
     assert found["dtypes"] == ["float16", "float64"]
     assert set(found["notes"]) == {"29 float16 tensors cast to float32", "1 float64 tensors cast to float32"}
 
@@ -86,26 +87,17 @@ def test_a_graph(graph: tuple[Path, LoadReport]) -> None:
     path, report = graph
     manifest = read_manifest(path)
     found = inspect(path, Overrides())
-    assert found["inputs"] == {
-        "images": "uint8 ['batch', 64, 64, 3]: RGB as decoded",
-        "ids_keep": "int64 ['batch', 'kept']: raster index of each visible patch, each at most once per row",
-        "num_keep": "int32 ['batch']: how many of ids_keep are real; the rest is padding with any valid index",
-    }
-    assert list(found["outputs"]) == ["pooled", "patch_tokens"]
+    assert found["manifest"] == asdict(manifest)
     assert (found["kind"], found["path"], found["sha256"]) == ("graph", str(path), digest(path))
     assert found["bytes"] == path.stat().st_size
-    assert found["runs on"].startswith("ONNX Runtime 1.")
-    assert found["made_from"][0]["sha256"] == report.sha256
-    told = asdict(manifest)
-    assert {name: found[name] for name in told if name not in ("inputs", "outputs")} == {
-        name: value for name, value in told.items() if name not in ("inputs", "outputs")
-    }
+    assert found["runtime"].startswith("ONNX Runtime 1.")
+    assert found["manifest"]["made_from"][0]["sha256"] == report.sha256
     json.dumps(found, allow_nan=False)
 
 
 def test_a_graph_without_manifest_or_of_nothing(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no graph")
-    with pytest.raises(GraphError, match=r"ONNX Runtime cannot load .*/text\.onnx"):
+    with pytest.raises(GraphError, match=r"/text\.onnx is no graph that ONNX Runtime can load"):
         inspect(tmp_path / "text.onnx", Overrides())
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(InputError, match=r"there is no model at .*/folder\.onnx; expected an \.onnx file"):

@@ -4,14 +4,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mae_export.encoders.load import LoadReport
 from mae_export.graph import read_manifest
 from mae_export.manifest import TensorSpec
 from mae_export.report import summaries
-from mae_export.runtime.compare import Check, Report
+from mae_export.runtime.compare import Check, Measured, Report
 from mae_export.runtime.extract import ExtractReport
+from mae_export.runtime.metrics import agreement
 
 Captured = pytest.CaptureFixture[str]
 
@@ -36,7 +38,7 @@ def test_a_load_says_what_became_of_every_tensor(capsys: Captured, graph: tuple[
     )
     summaries.show_load(report)
     assert lines(capsys) == [
-        "[b]vit[b].pth: mae (facebookresearch/mae), licence of the published weights CC-BY-NC-4.0",
+        "[b]vit[b].pth: mae (facebookresearch/mae); the authors' own weights are CC-BY-NC-4.0",
         "  2 blocks of width 48 with 4 heads, eps 1e-06, patch 8x8, images 64x64",
         "  used 50 tensors, ignored 2, missing 0",
         "    ignored head.weight: classifier",
@@ -52,7 +54,7 @@ def test_a_graph_says_what_goes_in_and_out(capsys: Captured, graph: tuple[Path, 
     proof = manifest.verification
     assert proof is not None
     assert lines(capsys) == [
-        f"{path} ({path.stat().st_size / 1e6:.1f} MB), mask mode keep, ragged",
+        f"{path} ({path.stat().st_size / 1e6:.1f} MB), fp32, mask mode keep, ragged",
         "  in  images: uint8 [batch, 64, 64, 3] - RGB as decoded",
         "  in  ids_keep: int64 [batch, kept] - raster index of each visible patch, each at most once per row",
         "  in  num_keep: int32 [batch] - how many of ids_keep are real; the rest is padding with any valid index",
@@ -75,7 +77,7 @@ def test_the_size_of_a_graph_counts_its_data_file(capsys: Captured, tmp_path: Pa
     path.write_bytes(bytes(1_000_000))
     path.with_name("big[1].onnx.data").write_bytes(bytes(1_500_000))
     summaries.show_graph(path, manifest)
-    assert lines(capsys) == [f"{path} (2.5 MB), mask mode keep", "  out x: float32 []"]
+    assert lines(capsys) == [f"{path} (2.5 MB), fp32, mask mode keep, equal rows", "  out x: float32 []"]
 
 
 EXTRACTED = ExtractReport(
@@ -119,6 +121,25 @@ def test_a_comparison_shows_the_worst_of_each_output(capsys: Captured) -> None:
         ["tokens", "inf", "0.0001", "FAILED", "a quarter, [b]batch 2[/b]"],
     ]
     assert last == "3 of 4 checks passed"
+
+
+def test_a_comparison_shows_how_vectors_agree(capsys: Captured) -> None:
+    expected = np.random.default_rng(0).normal(size=(32, 4))
+    measured = tuple(
+        Measured(scene="all patches", output=output, agreement=agreement(found, expected[:rows]))
+        for output, found, rows in (
+            ("pooled", expected + 0.01 * (expected - expected.mean(axis=0)), 32),
+            ("layer_0", expected[:8], 8),
+        )
+    )
+    checks = (Check(name="all patches, values", output="pooled", error=0.0, limit=1e-4),)
+    summaries.show_comparison(Report(candidate="a", reference="b", checks=checks, measured=measured))
+    out = lines(capsys)
+    assert [line.split() for line in out if line.startswith(("pooled", "layer_0"))][-2:] == [
+        ["pooled", "1.000000", "1.000000", "1.000000", "0.999994", "40.0", "dB", "1.000"],
+        ["layer_0", "1.000000", "1.000000", "1.000000", "1.000000", "inf", "dB", "-"],
+    ]
+    assert "cosines after subtracting the mean over images, where they are smallest:" in out
 
 
 def test_a_tree_is_indented(capsys: Captured) -> None:

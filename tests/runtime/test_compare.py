@@ -1,21 +1,17 @@
 """The comparison that decides if an artefact may exist: faults it must see, and noise it must not."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from mae_export.errors import InputError
-from mae_export.runtime.compare import (
-    SELF_LIMIT,
-    Check,
-    Report,
-    Scene,
-    compare,
-    feeds_of,
-    scenes,
-)
+from mae_export.runtime.compare import BATCH, Check, Measured, Report, Scene, compare, feeds_of, scenes
 from mae_export.runtime.fake import FakeSession
+from mae_export.runtime.metrics import agreement
+from mae_export.runtime.probes import verification_images
+from mae_export.runtime.thresholds import LIMITS
 
 
 def faulty(session, change):
@@ -38,12 +34,25 @@ def test_a_model_agrees_with_itself(make_manifest, mode, ragged):
     session = FakeSession(make_manifest(mode, ragged=ragged))
     report = compare(session, session)
     assert report.passed
-    assert report.worst.error == 0.0
-    outputs = len(session.manifest.outputs)
-    assert len(report.checks) == 5 * outputs * (1 + (mode != "none") + ragged)
+    assert report.worst.error < 1e-15
+    shown = len(session.manifest.outputs) * (1 + (mode != "none") + ragged)
+    assert len(report.measured) == shown
+    assert len(report.checks) == 15 * shown  # 8 of the set, 2 small batches, 5 with itself
+
+
+def test_many_images_run_in_small_batches_and_have_neighbours(make_manifest):
+    sizes = set()
+    session = FakeSession(make_manifest("keep"))
+    watched = faulty(session, lambda name, v, feeds: sizes.add(len(v)) or v)
+    report = compare(watched, session, images=verification_images(session.manifest.image))
+    assert report.passed
+    assert max(sizes) == BATCH
+    assert {found.output for found in report.measured if found.agreement.neighbours is not None} == {"pooled"}
+    assert sum("10 nearest images" in check.name for check in report.checks) == 2  # pooled, in both scenes
 
 
 FAULTS = {
+    "scaled": lambda name, v, feeds: v * np.float32(1 + 5e-5),
     "an offset on every value": lambda name, v, feeds: v + 2e-4 * max(1, np.abs(v).max()),
     "one value of one row": lambda name, v, feeds: _with(v, (len(v) - 1, 0), 1.0),
     "NaN": lambda name, v, feeds: _with(v, (0, 0), np.nan),
@@ -51,6 +60,15 @@ FAULTS = {
     "wrong at batch 2 only": lambda name, v, feeds: v + (len(v) == 2),
     "depends on the row": lambda name, v, feeds: v + 1e-3 * np.arange(len(v)).reshape(-1, *[1] * (v.ndim - 1)),
     "depends on the neighbours": lambda name, v, feeds: v + 1e-3 * v[:1],
+    "changes from run to run": lambda name, v, feeds: v + 3e-5 * np.float32(next(COUNTER) % 2),
+}
+COUNTER = itertools.count()
+SELF = {
+    "all patches, repeated",
+    "all patches, permuted rows",
+    "all patches, a row alone",
+    "all patches, identical rows",
+    "all patches, an extreme neighbour",
 }
 
 
@@ -68,13 +86,86 @@ def test_faults_are_seen(make_manifest, fault):
     assert report.worst.output in {spec.name for spec in session.manifest.outputs}
 
 
+@pytest.mark.parametrize(
+    ("fault", "seen_by"),
+    [
+        (lambda v: v + 1e-4 * np.arange(len(v)).reshape(-1, *[1] * (v.ndim - 1)), "permuted rows"),
+        (lambda v: v + 1e-4 * (len(v) == 1), "a row alone"),
+        (lambda v: v + 1e-4 * np.roll(v, 1, axis=0), "an extreme neighbour"),
+        (lambda v: v + 1e-4 * (len(v) == 3) * np.arange(len(v)).reshape(-1, *[1] * (v.ndim - 1)), "identical rows"),
+    ],
+)
+def test_what_a_model_owes_itself_needs_no_good_reference(make_manifest, fault, seen_by):
+    session = faulty(FakeSession(make_manifest("none")), lambda name, v, feeds: fault(v))
+    report = compare(session, session)
+    own = {check.name for check in report.checks if check.name in SELF}
+    assert own == SELF
+    assert f"all patches, {seen_by}" in {check.name for check in report.checks if not check.passed}
+
+
+@pytest.mark.parametrize(("precision", "passes"), [("fp32", False), ("fp16", True), ("int8", True)])
+def test_noise_is_judged_by_the_precision(make_manifest, precision, passes):
+    session = FakeSession(replace(make_manifest("keep"), precision=precision))
+
+    def noise(name, values, feeds):  # the same for the same row, as rounding would be
+        return values + np.float32(1e-3) * np.sin(1e4 * values)
+
+    report = compare(faulty(session, noise), session)
+    assert report.passed is passes
+    assert report.worst.error > 0
+
+
+@pytest.mark.parametrize("precision", LIMITS)
+def test_no_precision_excuses_what_is_not_finite(make_manifest, precision):
+    session = FakeSession(replace(make_manifest("none"), precision=precision))
+    last = faulty(session, lambda name, v, feeds: _with(v, (len(v) - 1, -1), np.nan))
+    assert compare(last, session).worst.error == np.inf
+
+
 def test_noise_below_the_limits_is_no_fault(make_manifest):
     session = FakeSession(make_manifest("keep"))
-    draws = np.random.default_rng(0)
-    noisy = faulty(session, lambda name, v, feeds: v + draws.uniform(-1, 1, v.shape).astype(v.dtype) * SELF_LIMIT / 4)
+    noisy = faulty(session, lambda name, v, feeds: v + np.float32(1e-6) * np.sin(1e4 * v))
     report = compare(noisy, session)
     assert report.passed
     assert report.worst.error > 0
+
+
+def test_one_bad_token_is_enough(make_manifest):
+    session = FakeSession(replace(make_manifest("none"), precision="int8"))
+    images = verification_images(session.manifest.image)
+
+    def one(name, values, feeds):
+        bad = (feeds["images"] == images[5]).all(axis=(1, 2, 3))
+        values = values.copy()
+        if values.ndim == 3:
+            values[bad, 3] *= 0.5
+        return values
+
+    report = compare(faulty(session, one), session, images=images)
+    failed = {check.name for check in report.checks if not check.passed}
+    assert "all patches, centred cosine, minimum" in failed
+    assert "all patches, centred cosine, first percentile" not in failed, "which is why there is a minimum"
+    assert report.worst_scenes()["patch_tokens"].agreement.worst_image == 5
+
+
+def test_worst_scenes_start_with_the_worst_output():
+    expected = np.random.default_rng(0).normal(size=(8, 4))
+    near, far = (agreement(expected + amount * np.roll(expected, 1), expected) for amount in (0.01, 0.3))
+    measured = tuple(
+        Measured(scene=scene, output=output, agreement=found)
+        for scene, output, found in (("a", "pooled", near), ("b", "dense", near), ("b", "pooled", far))
+    )
+    worst = Report(candidate="x", reference="y", checks=(), measured=measured).worst_scenes()
+    assert [(name, found.scene) for name, found in worst.items()] == [("pooled", "b"), ("dense", "b")]
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32, 3), (4, 32, 32), (4, 16, 32, 3)])
+def test_images_must_fit_and_be_several(make_manifest, shape):
+    session = FakeSession(make_manifest())
+    with pytest.raises(InputError, match=r"expected uint8 \[n, 32, 32, 3\] with n of 2 or more"):
+        compare(session, session, images=np.zeros(shape, np.uint8))
+    with pytest.raises(InputError, match="the images are float32"):
+        compare(session, session, images=np.zeros((2, 32, 32, 3), np.float32))
 
 
 def test_by_output_keeps_the_worst_share_of_the_limit():

@@ -259,7 +259,7 @@ def test_a_wrong_golden_value_stops_before_anything_is_written(
         ("none", {"visible": "random:0.5"}, UsageError, "no mask input; export with --mask keep"),
         ("keep", {"visible": "random:1.5"}, MaskError, "expected 0 < fraction <= 1"),
         ("keep", {"visible": "some"}, UsageError, "is not a plan"),
-        ("keep", {"features": ("dense",)}, InputError, "no output 'dense'; this file has: pooled, patch_tokens"),
+        ("keep", {"features": ("dense",)}, UsageError, "no output 'dense'; this file has: pooled, patch_tokens"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused_before_anything_runs(

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mae_export.errors import InputError, MaskError, UsageError
+from mae_export.errors import MaskError, UsageError
 from mae_export.manifest import Manifest
 from mae_export.runtime.fake import FakeSession
 from mae_export.runtime.session import Session
@@ -51,7 +51,7 @@ def test_padding_of_ragged_rows_is_not_pooled(make_manifest: Make) -> None:
 def test_only_the_outputs_asked_for_are_given(make_manifest: Make) -> None:
     session = FakeSession(make_manifest("none"))
     assert list(session.run({"images": one_colour(0, 0, 0)}, ["patch_tokens"])) == ["patch_tokens"]
-    with pytest.raises(InputError, match="no output 'dense'; this file has: pooled, patch_tokens"):
+    with pytest.raises(UsageError, match="no output 'dense'; this file has: pooled, patch_tokens"):
         session.run({"images": one_colour(0, 0, 0)}, ["dense"])
 
 

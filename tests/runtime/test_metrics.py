@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mae_export.errors import InputError
-from mae_export.runtime.metrics import agreement, neighbour_overlap, relative_error
+from mae_export.runtime.metrics import agreement, feature_vectors, neighbour_overlap, relative_error
 
 
 @pytest.fixture
@@ -101,3 +101,18 @@ def test_neighbour_overlap_of_known_neighbours():
 def test_shapes_that_cannot_be_compared(shape):
     with pytest.raises(InputError, match="cannot be compared; give equal shapes"):
         agreement(np.zeros(shape), np.zeros((3, 4) if shape == (3, 5) else shape))
+
+
+def test_vectors_lie_along_the_last_axis():
+    dense = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    np.testing.assert_array_equal(feature_vectors("dense", dense)[1, 2, 4], dense[1, :, 2, 4])
+    for name in ("attention_1", "reconstruction"):
+        np.testing.assert_array_equal(feature_vectors(name, dense)[1], dense[1].ravel())
+    assert feature_vectors("patch_tokens", dense) is dense
+
+
+def test_what_is_not_finite_is_nobodys_neighbour():
+    found = np.random.default_rng(0).normal(size=(40, 4))
+    expected = found.copy()
+    found[3] = np.inf
+    assert 0 < neighbour_overlap(found, expected) < 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_export.errors import InputError
+from mae_export.errors import ImageError, InputError
 from mae_export.runtime.patchify import patchify
 from mae_export.runtime.probes import (
     GOLDEN_RECIPE,
@@ -19,6 +19,7 @@ from mae_export.runtime.probes import (
     golden_ids,
     golden_image,
     probe_photos,
+    verification_images,
 )
 from mae_export.spec import ImageSpec
 
@@ -45,6 +46,36 @@ def test_photos_have_their_luma_in_other_numbers_of_channels():
     assert photos.shape == (8, 256, 256, 4)
     for channel in range(4):
         np.testing.assert_array_equal(photos[PHOTOS.index("coffee"), :, :, channel], np.asarray(rgb.convert("L")))
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_verification_images_are_many_and_differ(channels):
+    images = verification_images(spec(64, 96, channels))
+    assert images.shape == (35, 64, 96, channels)
+    np.testing.assert_array_equal(images[:8], probe_photos(spec(64, 96, channels)))
+    np.testing.assert_array_equal(images[-3:], adversarial_images(spec(64, 96, channels)))
+    for one, other in itertools.combinations(images.astype(int), 2):
+        assert np.abs(one - other).max() > 50
+    mirrored = np.abs(images[8:16].astype(int) - images[:8, :, ::-1].astype(int))
+    assert mirrored.mean() < 1  # resampling is symmetric up to rounding
+
+
+def test_somebodys_own_images_take_the_place_of_the_photographs(make_images, monkeypatch):
+    folder = make_images(7)
+    images = verification_images(spec(32, 32), folder)
+    assert len(images) == 7 + 3
+    np.testing.assert_array_equal(images[2], np.asarray(Image.open(folder / "002.png")))
+    monkeypatch.setattr("mae_export.runtime.probes.MOST_IMAGES", 3)
+    few = verification_images(spec(32, 32), folder)
+    np.testing.assert_array_equal(few[:3], images[[0, 3, 6]])
+    assert len(few) == 3 + 3
+
+
+def test_a_broken_image_of_somebodys_own_is_named(make_images):
+    folder = make_images(2)
+    (folder / "001.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match="expected"):
+        verification_images(spec(32, 32), folder)
 
 
 def test_the_folder_holds_only_documented_photos_and_is_small():
@@ -130,7 +161,7 @@ def test_golden_feeds_follow_the_inputs_of_each_mode(make_manifest):
                 assert feeds["num_keep"].tolist() == [4]
 
 
-@pytest.mark.parametrize("probe", [probe_photos, adversarial_images, golden_image])
+@pytest.mark.parametrize("probe", [probe_photos, adversarial_images, golden_image, verification_images])
 def test_video_has_no_probes(probe):
     with pytest.raises(InputError, match="16 frames"):
         probe(ImageSpec(size=(32, 32), frames=16))
