@@ -19,9 +19,10 @@ from benchmarks.hardware import RESULTS, write_result
 from benchmarks.sizes import write_checkpoint
 
 LOAD = """
-import json, resource, sys
+import json, re, sys
 import mae_export.encoders.load as load
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Not getrusage: a process inherits the peak of the one that started it.
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 before = peak()
 encoder, report = load.load_encoder(sys.argv[1])
 print(json.dumps({"bytes": peak() - before, "parameters": sum(p.numel() for p in encoder.parameters())}))
@@ -29,7 +30,7 @@ print(json.dumps({"bytes": peak() - before, "parameters": sum(p.numel() for p in
 
 
 def measured(*command: str) -> tuple[str, float, int]:
-    """Run a command; its output, seconds, and peak resident bytes.
+    """Run a command; its output, seconds, and peak resident bytes (at least those of this process).
 
     Raises:
         RuntimeError: when it fails.
