@@ -281,11 +281,11 @@ BASE_PROFILES = (
     ("options", "precision", "targets", "profiles", "fused"),
     [
         (RAGGED, "fp16", ("sm86", "sm89", "sm120"), BASE_PROFILES[2:], 12),
-        pytest.param(NONE, "fp16", ("sm86",), BASE_PROFILES[2:], 12, marks=pytest.mark.soak),
-        pytest.param(NONE, "fp16", ("sm120",), BASE_PROFILES[2:], 12, marks=pytest.mark.soak),
-        pytest.param(NONE, "bf16", ("sm86", "sm89", "sm120"), BASE_PROFILES[2:], 12, marks=pytest.mark.soak),
-        pytest.param(KEEP, "fp16", ("sm89",), BASE_PROFILES[2:], 12, marks=pytest.mark.soak),
-        pytest.param(RAGGED, "fp16", ("sm86", "sm89", "sm120"), BASE_PROFILES, 36, marks=pytest.mark.soak),
+        (NONE, "fp16", ("sm86",), BASE_PROFILES[2:], 12),
+        (NONE, "fp16", ("sm120",), BASE_PROFILES[2:], 12),
+        (NONE, "bf16", ("sm86", "sm89", "sm120"), BASE_PROFILES[2:], 12),
+        (KEEP, "fp16", ("sm89",), BASE_PROFILES[2:], 12),
+        (RAGGED, "fp16", ("sm86", "sm89", "sm120"), BASE_PROFILES, 36),
     ],
 )
 def test_vit_base(vit_base, out, options, precision, targets, profiles, fused):
