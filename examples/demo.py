@@ -1,6 +1,6 @@
 """The whole path on real pictures, without network: train, export, verify, extract, probe, measure, draw.
 
-    python examples/demo.py [--steps 1200 | --seconds S] [--out demo] [--quick]
+    python examples/demo.py [--steps 1400 | --seconds S] [--out demo] [--quick]
 
 A small MAE is pre-trained on photographs that scikit-image and scikit-learn ship and on handwritten digits, without
 labels. It is exported, and its graph extracts features of digits that it never saw, from all patches and from a
@@ -279,7 +279,7 @@ def show(results: dict[str, Any], probes: dict[str, dict[str, dict[str, Probe]]]
 def main() -> None:
     """Run every step and leave demo.png and results.json in the output folder."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=1200, help="pre-training steps, about two minutes on two cores")
+    parser.add_argument("--steps", type=int, default=1400, help="pre-training steps, about two minutes on two cores")
     parser.add_argument("--seconds", type=float, help="time for pre-training, instead of steps")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "demo", help="folder to write")
     parser.add_argument("--quick", action="store_true", help="only show that every step works")
