@@ -5,13 +5,15 @@ Everything works by path, because a graph with its weights may exceed the 2 GiB 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
 
 from mae_export.errors import GraphError
-from mae_export.files import DATA_SUFFIX
+from mae_export.files import DATA_SUFFIX, put_in_place
 from mae_export.manifest import METADATA_KEY, Manifest
 
 _CHECK_ERRORS = (  # RuntimeError: the path is a folder
@@ -70,6 +72,17 @@ def rename(path: Path, target: Path) -> Path:
         onnx.save_model(model, str(path))
         data.rename(target.with_name(target.name + DATA_SUFFIX))
     return path.rename(target)
+
+
+@contextmanager
+def judging(staged: Path, out: Path) -> Iterator[None]:
+    """While a staged graph is judged: when that fails, it is kept as `OUT.rejected`, and the error goes on."""
+    try:
+        yield
+    except Exception:
+        rejected = out.with_name(out.name + ".rejected")
+        put_in_place(rename(staged, staged.with_name(rejected.name)), rejected)
+        raise
 
 
 def _load(path: Path) -> onnx.ModelProto:

@@ -29,17 +29,17 @@ from mae_export.export.rounding import make_twin
 from mae_export.export.storage import save
 from mae_export.export.trace import export_graph
 from mae_export.files import model_files, put_in_place, require_place, sha256_files, staging
-from mae_export.manifest import Ancestor, Golden, Manifest, Verification
+from mae_export.manifest import Ancestor, Manifest, Verification
 from mae_export.runtime.compare import Check, Report, feeds_of, scenes
+from mae_export.runtime.golden import golden_of
 from mae_export.runtime.metrics import agreement, feature_vectors
-from mae_export.runtime.probes import GOLDEN_RECIPE, adversarial_images, golden_feeds, probe_photos
+from mae_export.runtime.probes import adversarial_images, golden_feeds, probe_photos
 from mae_export.runtime.session import Session, open_session
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
 Outputs = dict[str, Array]
 COSINE = {"fp16": 0.9999, "bf16": 0.999}  # that every feature must reach
-GOLDEN_VALUES = 8
 BATCH = 8
 
 
@@ -81,14 +81,10 @@ def convert(
         fp32_nodes = _write(source, staged, ranges, options)
         manifest = replace(_descendant(manifest, source), precision=options.precision, fp32_nodes=fp32_nodes)
         graph.write_manifest(staged, manifest)
-        try:
+        with graph.judging(staged, out):
             tell("comparing with the float32 graph")
             graph.check(staged)
             manifest = _prove(staged, manifest, feeds, expected)
-        except Exception:
-            rejected = out.with_name(out.name + ".rejected")
-            put_in_place(graph.rename(staged, folder / rejected.name), rejected)
-            raise
         graph.write_manifest(staged, manifest)
         put_in_place(staged, out)
     return manifest
@@ -178,8 +174,7 @@ def _prove(staged: Path, manifest: Manifest, feeds: dict[str, Feeds], reference:
         limit=worst.limit,
         checks=len(checks),
     )
-    first = {name: tuple(array.reshape(-1)[:GOLDEN_VALUES].tolist()) for name, array in golden.items()}
-    return replace(manifest, verification=verification, golden=Golden(recipe=GOLDEN_RECIPE, values=first))
+    return replace(manifest, verification=verification, golden=golden_of(golden))
 
 
 def _run(session: Session, feeds: Feeds) -> Outputs:

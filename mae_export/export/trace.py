@@ -25,16 +25,16 @@ from mae_export.encoders.load import LoadReport
 from mae_export.encoders.vit import ViT
 from mae_export.errors import GraphError, UsageError
 from mae_export.export.options import TraceOptions
+from mae_export.export.storage import EMBEDDED_LIMIT, save
 from mae_export.export.verify import TorchSession, require, verify
 from mae_export.export.view import ExportView
-from mae_export.files import DATA_SUFFIX, put_in_place, require_place, staging
-from mae_export.manifest import Ancestor, Golden, Manifest, Patches, TensorSpec
-from mae_export.runtime.probes import GOLDEN_RECIPE, golden_feeds
-from mae_export.runtime.session import Session, open_session
+from mae_export.files import put_in_place, require_place, staging
+from mae_export.manifest import Ancestor, Manifest, Patches, TensorSpec
+from mae_export.runtime.golden import golden_of
+from mae_export.runtime.probes import golden_feeds
+from mae_export.runtime.session import open_session
 from mae_export.spec import EncoderSpec
 
-EMBEDDED_LIMIT = 1 << 30  # bytes of weights kept inside the .onnx file; more go next to it
-GOLDEN_VALUES = 8
 _SCOPES = "pkg.torch.onnx.name_scopes"  # where torch.onnx notes the module that a node came from
 FEATURES = (
     "class_token",
@@ -87,15 +87,11 @@ def export_graph(
         tell("tracing")
         _trace(encoder, manifest, options.opset, staged)
         graph.write_manifest(staged, manifest)
-        try:
+        with graph.judging(staged, out):
             tell("checking")
             graph.check(staged)
             tell("comparing with PyTorch")
             manifest = _prove(staged, encoder, manifest, report.sha256)
-        except Exception:
-            rejected = out.with_name(out.name + ".rejected")
-            put_in_place(graph.rename(staged, folder / rejected.name), rejected)
-            raise
         graph.write_manifest(staged, manifest)
         put_in_place(staged, out)
     return manifest
@@ -195,9 +191,7 @@ def _trace(encoder: ViT, manifest: Manifest, opset: int, path: Path) -> None:
     if program is None:
         raise GraphError("torch.onnx.export returned nothing; report this with the checkpoint's layout")
     _name_nodes(program.model)
-    weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value)
-    external = path.name + DATA_SUFFIX if weights > EMBEDDED_LIMIT else None
-    onnx_ir.save(program.model, path, external_data=external)
+    save(program.model, path, embedded=EMBEDDED_LIMIT)
 
 
 def _name_nodes(model: onnx_ir.Model) -> None:
@@ -240,10 +234,4 @@ def _prove(staged: Path, encoder: ViT, manifest: Manifest, digest: str) -> Manif
     with open_session(staged) as session, TorchSession(encoder, manifest, digest=digest) as reference:
         report, verification = verify(session, reference)
         require(report, f"The graph was not written; see {staged.name}.rejected next to where it would be")
-        return replace(manifest, verification=verification, golden=_golden(session))
-
-
-def _golden(session: Session) -> Golden:
-    values = session.run(golden_feeds(session.manifest))
-    first = {name: tuple(float(v) for v in array.reshape(-1)[:GOLDEN_VALUES]) for name, array in values.items()}
-    return Golden(recipe=GOLDEN_RECIPE, values=first)
+        return replace(manifest, verification=verification, golden=golden_of(session.run(golden_feeds(manifest))))

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from mae_export.errors import VerificationError
-from mae_export.runtime.probes import golden_feeds
+from mae_export.manifest import Golden
+from mae_export.runtime.probes import GOLDEN_RECIPE, golden_feeds
 from mae_export.runtime.session import Session
 from mae_export.runtime.thresholds import limits_of
+
+STORED_VALUES = 8  # of each output
+
+
+def golden_of(outputs: Mapping[str, npt.NDArray[Any]]) -> Golden:
+    """What a manifest stores of the outputs for the golden feeds."""
+    first = {name: tuple(float(v) for v in array.reshape(-1)[:STORED_VALUES]) for name, array in outputs.items()}
+    return Golden(recipe=GOLDEN_RECIPE, values=first)
 
 
 def check_golden(session: Session) -> None:

@@ -7,7 +7,7 @@ import pytest
 from mae_export.errors import VerificationError
 from mae_export.manifest import Golden, Manifest
 from mae_export.runtime.fake import FakeSession
-from mae_export.runtime.golden import check_golden
+from mae_export.runtime.golden import check_golden, golden_of
 from mae_export.runtime.probes import GOLDEN_RECIPE, golden_feeds
 
 Make = Callable[..., Manifest]
@@ -63,3 +63,10 @@ def test_more_golden_values_than_outputs_are_a_mismatch(make_manifest: Make) -> 
     manifest = make_manifest("none", golden=Golden(recipe=GOLDEN_RECIPE, values={"pooled": (0.0,) * 7}))
     with pytest.raises(VerificationError, match="gives 6 values for the golden image; expected at least 7"):
         check_golden(FakeSession(manifest))
+
+
+def test_what_is_stored_is_the_first_values_of_each_output() -> None:
+    values = {"pooled": np.arange(12, dtype=np.float32).reshape(2, 6) / 4, "short": np.zeros((1, 3), np.float32)}
+    golden = golden_of(values)
+    assert golden.values == {"pooled": (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75), "short": (0.0, 0.0, 0.0)}
+    assert golden.recipe == "pattern-1"
