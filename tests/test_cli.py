@@ -1,57 +1,15 @@
 """The command line as its users meet it: output, exit codes, and no traceback for anything they can do wrong."""
 
-import json
 import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from mae_export import __version__, cli
-from mae_export.runtime.features import read_features
 
 HEADS = ("--set", "heads=4", "--set", "decoder_heads=4")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run `mae-export ARGUMENTS` in this process; returns (exit code, standard output, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mae-export", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return stop.value.code, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, fixture_dir):
-    """A graph of the small checkpoint, written by the command itself."""
-    out = tmp_path_factory.mktemp("cli") / "vit.onnx"
-    argv = ["mae-export", "export", str(fixture_dir / "mae/checkpoint.pth"), "-o", str(out), *HEADS]
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(sys, "argv", [*argv, "--mask", "keep", "--features", "pooled, patch_tokens"])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-    assert stop.value.code == 0
-    return out
-
-
-@pytest.fixture
-def images(tmp_path):
-    folder = tmp_path / "images"
-    (folder / "deep").mkdir(parents=True)
-    for index in range(5):
-        pixels = np.random.default_rng(index).integers(0, 256, (80, 90, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / ("deep" if index % 2 else ".") / f"{index}.png")
-    return folder
 
 
 def test_version_and_help(run):
@@ -60,113 +18,6 @@ def test_version_and_help(run):
     assert code == 0
     for verb in ("export", "extract", "inspect", "verify", "doctor"):
         assert f" {verb} " in out
-
-
-def test_export_tells_what_it_loaded_and_proved(run, fixture_dir, tmp_path):
-    out = tmp_path / "ft.onnx"
-    code, text, _ = run("export", fixture_dir / "mae_finetune/checkpoint.pth", "-o", out, "--set", "heads=4")
-    assert code == 0
-    assert "checkpoint.pth: mae (facebookresearch/mae); the authors' own weights are CC-BY-NC-4.0" in text
-    assert "2 blocks of width 48 with 4 heads, eps 1e-06, patch 8x8, images 64x64" in text
-    assert "used 30 tensors, ignored 2, missing 0" in text
-    assert "ignored head.weight: classifier, not part of the encoder" in text
-    assert "pooled: float32 [batch, 48] - fine-tuned feature: fc_norm of the mean" in text
-    assert "proven against PyTorch" in text
-    assert out.is_file()
-
-
-def test_export_json(run, fixture_dir, tmp_path):
-    out = tmp_path / "g.onnx"
-    code, text, _ = run(
-        "export", fixture_dir / "mae/checkpoint.pth", "-o", out, *HEADS, "--json", "--image-size", "32x64"
-    )
-    assert code == 0
-    result = json.loads(text)
-    assert result["manifest"]["image"]["size"] == [32, 64]
-    assert result["load"]["spec"]["heads"] == 4
-    assert result["manifest"]["verification"]["error"] < 1e-4
-
-
-@pytest.mark.parametrize("format_", ["npy", "parquet"])
-def test_extract_writes_what_read_features_reads(run, model, images, tmp_path, format_):
-    out = tmp_path / "features"
-    code, text, _ = run(
-        "extract", model, images, "-o", out, "--format", format_, "--features", "pooled", "--visible", "random:0.25:7"
-    )
-    assert code == 0
-    assert "5 in = 5 ok + 0 failed" in text
-    assert "images/s" in text
-    features = read_features(out)
-    assert sorted(features.ids) == ["0.png", "2.png", "4.png", "deep/1.png", "deep/3.png"]
-    assert features.arrays["pooled"].shape == (5, 48)
-
-
-def test_a_bad_image_costs_nothing_else(run, model, images, tmp_path):
-    (images / "bad.jpg").write_bytes(b"<html>not found</html>")
-    out = tmp_path / "features"
-    code, text, err = run("extract", model, images, "-o", out, "--json")
-    assert code == 7
-    report = json.loads(text)
-    assert (report["rows_in"], report["rows_ok"], report["rows_failed"]) == (6, 5, 1)
-    assert "1 of 6 images failed (1 not-an-image)" in err
-    failures = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
-    assert [(failure["id"], failure["reason"]) for failure in failures] == [("bad.jpg", "not-an-image")]
-    code, text, err = run("extract", model, images, "-o", out, "--force", "--error-budget", "0.5")
-    assert (code, "error" in err) == (0, False)
-    assert "6 in = 5 ok + 1 failed" in text
-
-
-def test_inspect_shows_checkpoints_graphs_and_features(run, model, images, fixture_dir, tmp_path):
-    code, text, _ = run("inspect", fixture_dir / "mae/checkpoint.pth", *HEADS)
-    assert code == 0
-    assert "family: mae: MAE: Masked Autoencoders" in text
-    assert "loads: True" in text
-    code, text, _ = run("inspect", fixture_dir / "mae/checkpoint.pth")
-    assert code == 0
-    assert "because: the number of attention heads cannot be told from a width of 48" in text
-    code, text, _ = run("inspect", model, "--json")
-    described = json.loads(text)
-    assert (code, described["kind"], described["manifest"]["mask_mode"]) == (0, "graph", "keep")
-    run("extract", model, images, "-o", tmp_path / "features")
-    code, text, _ = run("inspect", tmp_path / "features", "--json")
-    assert (code, json.loads(text)["rows_ok"]) == (0, 5)
-
-
-def test_verify_agrees_disagrees_and_says_so(run, model, fixture_dir, tmp_path):
-    code, text, _ = run("verify", model, fixture_dir / "mae/checkpoint.pth")
-    assert code == 0
-    assert "checks passed" in text
-    assert "FAILED" not in text
-    code, text, err = run("verify", model, fixture_dir / "mae/checkpoint.pth", "--set", "heads=2")
-    assert code == 5
-    assert "FAILED" in text
-    assert "disagrees with" in err
-    code, text, _ = run("verify", model, model, "--json")
-    assert (code, json.loads(text)["passed"]) == (0, True)
-    assert not list(tmp_path.iterdir())
-
-
-def test_verify_shows_ones_own_images_and_writes_the_worst(run, model, images, tmp_path):
-    worst = tmp_path / "worst"
-    code, text, _ = run("verify", model, model, "--images", images, "--worst", worst, "--json")
-    result = json.loads(text)
-    assert code == 0
-    assert sorted(map(str, worst.iterdir())) == sorted(result["worst_images"])
-    assert {found["output"] for found in result["measured"]} == {
-        path.name.rpartition("_")[0] for path in worst.iterdir()
-    }
-    assert {found["agreement"]["vectors"] for found in result["measured"] if found["output"] == "pooled"} == {5 + 3}
-    assert run("verify", model, model, "--images", tmp_path / "nothing")[0] == 3
-    code, text, _ = run("verify", model, model, "--limit", "1e-9", "--json")
-    assert {check["limit"] for check in json.loads(text)["checks"] if check["name"].endswith("values")} == {1e-9}
-
-
-def test_doctor(run):
-    code, text, _ = run("doctor")
-    assert code == 0
-    assert "CPUExecutionProvider" in text
-    code, text, _ = run("doctor", "--json")
-    assert "CPUExecutionProvider" in json.loads(text)["providers"]
 
 
 @pytest.mark.parametrize(
@@ -218,21 +69,6 @@ def test_a_checkpoint_that_wants_to_run_code_is_refused_by_name(run, tmp_path, v
     assert code == 4
     assert "system" in err
     assert sorted(found.name for found in tmp_path.iterdir()) == ["evil.pth"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "text"),
-    [
-        (["--visible", "random:2"], 3, "expected 0 < fraction <= 1"),
-        (["--visible", "some"], 2, "'some'"),
-        (["--features", "dense"], 2, "there is no output 'dense'"),
-        (["--visible", "file:nothing.npy"], 3, "nothing.npy"),
-    ],
-)
-def test_wrong_extractions_write_nothing(run, model, images, tmp_path, arguments, code, text):
-    found, _, err = run("extract", model, images, "-o", tmp_path / "out", *arguments)
-    assert (found, text in err) == (code, True), err
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("module", "extra"), [("torch", "export"), ("onnx", "export")])
