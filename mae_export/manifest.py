@@ -22,7 +22,7 @@ SCHEMA = 1
 METADATA_KEY = "mae_export.manifest"
 MAX_EXACT = 2**53  # largest integer up to which every one is a float
 MAX_DIGITS = 18  # of an extent; no dimension needs more, and int() refuses thousands with an error of its own
-MaskMode = Literal["none", "keep", "patches"]
+MaskMode = Literal["none", "keep", "patches", "mask-token"]
 T = TypeVar("T")
 
 

@@ -12,9 +12,9 @@ from typing import Literal
 from mae_export.errors import InputError
 
 Resize = Literal["cover", "stretch"]
-Pooled = Literal["class_token", "mean_patch"]
-Norm = Literal["tokens", "pooled"]
-Target = Literal["image-normalised", "patch-normalised", "unknown"]
+Pooled = Literal["class_token", "mean_patch", "norm_of_mean", "fresh_norm_of_mean"]
+Norm = Literal["tokens", "pooled", "none"]
+Target = Literal["image-normalised", "patch-normalised", "unknown", "teacher-features", "token-logits"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -91,7 +91,49 @@ class StoredTable:
         _require(self.prefix_rows >= 0, f"prefix_rows is {self.prefix_rows}; expected 0 or more")
 
 
-Position = StoredTable  # a union once a second kind of position exists
+@dataclass(frozen=True, kw_only=True)
+class RelativeBias:
+    """Learned biases added to attention logits, one row per offset between two patches (BEiT).
+
+    Three further rows are for class token to patch, patch to class token, and class token to itself.
+
+    Attributes:
+        grid: rows and columns of the grid that the table covers.
+        shared: whether all blocks share one table (pre-training) or each has its own (fine-tuning).
+    """
+
+    grid: tuple[int, int]
+    shared: bool = True
+
+    def __post_init__(self) -> None:
+        _require(min(self.grid) >= 1, f"position grid {self.grid} must have at least one row and column")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotary:
+    """Queries and keys of patches rotated by their row and column, besides a stored table (EVA-02).
+
+    Attributes:
+        table: the absolute positions that are added as well.
+        trained_grid: rows and columns of pre-training, to which coordinates of other grids are scaled.
+        base: angles are coordinate * base^(-2i / (head width / 2)).
+    """
+
+    table: StoredTable
+    trained_grid: tuple[int, int]
+    base: float = 10000.0
+
+    def __post_init__(self) -> None:
+        _require(min(self.trained_grid) >= 1, f"grid {self.trained_grid} must have at least one row and column")
+        _require(self.base > 1, f"rotary base is {self.base}; expected a number above 1")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the stored table."""
+        return self.table.grid
+
+
+Position = StoredTable | RelativeBias | Rotary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +146,8 @@ class DecoderSpec:
         heads: attention heads per block.
         mlp_hidden: width inside the MLP.
         target: what each predicted patch is: pixels after the image normalisation, pixels normalised per patch
-            (`norm_pix_loss`), or unknown because the file does not say.
+            (`norm_pix_loss`), features of a teacher, or unknown because the file does not say.
+        values: numbers predicted per patch; None for its pixels.
     """
 
     dim: int
@@ -112,6 +155,7 @@ class DecoderSpec:
     heads: int
     mlp_hidden: int
     target: Target = "unknown"
+    values: int | None = None
 
     def __post_init__(self) -> None:
         sizes = (self.dim, self.depth, self.heads, self.mlp_hidden)
@@ -120,6 +164,25 @@ class DecoderSpec:
             self.dim % self.heads == 0,
             f"decoder width {self.dim} is not divisible by {self.heads} heads; pass --set decoder_heads=N",
         )
+        _require(self.values is None or self.values >= 1, "a decoder must predict at least one value per patch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """One linear layer that predicts every patch from its own token, in place of a decoder.
+
+    Attributes:
+        target: what is predicted.
+        values: numbers predicted per patch.
+        bias: whether the layer adds one.
+    """
+
+    target: Target
+    values: int
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.values >= 1, "a head must predict at least one value per patch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +201,12 @@ class EncoderSpec:
         position: how tokens know where they are.
         class_token: whether a learned token precedes the patches.
         norm: `tokens` when the checkpoint's last norm applies to every token; `pooled` when it applies to the pooled
-            vector only (`fc_norm` of fine-tuned files).
-        pooled: the feature that the authors recommend.
-        decoder: the pre-training decoder, or None.
+            vector only (`fc_norm` of fine-tuned files); `none` when there is none.
+        pooled: the feature that the authors recommend: the class token or the mean of the patch tokens, both after a
+            norm of tokens; or the mean of patch tokens as the last block left them, then that norm (`norm_of_mean`)
+            or one without weights, standing in for a norm that fine-tuning starts afresh (`fresh_norm_of_mean`).
+        decoder: what predicts the training target from the tokens, or None.
+        mask_token: whether a learned vector replaces the embedding of masked patches.
     """
 
     family: str
@@ -155,7 +221,8 @@ class EncoderSpec:
     class_token: bool = True
     norm: Norm = "tokens"
     pooled: Pooled = "class_token"
-    decoder: DecoderSpec | None = None
+    decoder: DecoderSpec | HeadSpec | None = None
+    mask_token: bool = False
 
     def __post_init__(self) -> None:
         _require(min(self.dim, self.depth, self.heads, self.mlp_hidden) >= 1, "dim, depth, heads, mlp must be >= 1")
@@ -204,3 +271,8 @@ class EncoderSpec:
             InputError: when the size is not a multiple of the patch.
         """
         return replace(self, image=replace(self.image, size=size))
+
+
+def predicts_pixels(spec: EncoderSpec) -> bool:
+    """Whether the checkpoint's decoder or head predicts pixels, rather than features or tokens of a teacher."""
+    return spec.decoder is not None and spec.decoder.target not in ("teacher-features", "token-logits")

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from mae_export.encoders.checkpoint import Checkpoint, read_checkpoint, require_finite
+from mae_export.encoders.encoder import Encoder
 from mae_export.encoders.families import FAMILIES, Facts, Family, Layout
 from mae_export.encoders.overrides import Overrides
-from mae_export.encoders.vit import ViT
+from mae_export.encoders.projections import join_projections
 from mae_export.errors import CheckpointError, LayoutError, UsageError
 from mae_export.spec import EncoderSpec
 
@@ -60,7 +61,7 @@ class _Translation:
 
 def load_encoder(
     path: str | Path, *, family: str | None = None, overrides: Overrides | None = None
-) -> tuple[ViT, LoadReport]:
+) -> tuple[Encoder, LoadReport]:
     """Load a published checkpoint.
 
     Args:
@@ -86,10 +87,14 @@ def load_encoder(
             f"{chosen.name} does not have: {_some(translation.unexpected)}. If they may stay unused, pass "
             "--set ignore=PREFIX[,PREFIX...]; otherwise this is another model"
         )
+    if layout.adapt is not None:
+        layout.adapt(translation.tensors)
     shapes = {name: tuple(tensor.shape) for name, tensor in translation.tensors.items()}
-    _require_core(shapes, checkpoint.path)
-    spec, notes = chosen.spec(Facts(shapes=shapes, metadata=checkpoint.metadata, overrides=overrides))
-    _require_fit(spec, shapes, checkpoint.path)
+    spec, notes = chosen.spec(
+        Facts(shapes=shapes, metadata=checkpoint.metadata, overrides=overrides, where=str(checkpoint.path))
+    )
+    architecture = chosen.encoder(spec)
+    _require_fit(spec, architecture, shapes, checkpoint.path)
     tensors, casts = _to_float32(translation.tensors, checkpoint)
     require_finite(tensors)
     _require_trained(tensors, checkpoint.path)
@@ -105,7 +110,7 @@ def load_encoder(
         notes=(*checkpoint.notes, *notes, *casts),
         licence=chosen.licence,
     )
-    return ViT.from_state(spec, tensors), report
+    return architecture.from_state(spec, tensors), report
 
 
 def recognise(checkpoint: Checkpoint, family: str | None = None) -> tuple[Family, Layout]:
@@ -170,7 +175,7 @@ def _translate(tensors: Mapping[str, Tensor], layout: Layout, ignore: tuple[str,
         else:
             unexpected.append(name)
     return _Translation(
-        tensors=_join_qkv(renamed), origin=origin, ignored=tuple(ignored), unexpected=tuple(sorted(unexpected))
+        tensors=join_projections(renamed), origin=origin, ignored=tuple(ignored), unexpected=tuple(sorted(unexpected))
     )
 
 
@@ -182,37 +187,12 @@ def _first_match(name: str, renames: tuple[tuple[str, str], ...]) -> str | None:
     return None
 
 
-def _join_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Join separate query, key and value projections (rows q, k, v), releasing each as it is copied."""
-    for name in [name for name in tensors if ".attn.q." in name]:
-        parts = [name.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
-        joined = name.replace(".attn.q.", ".attn.qkv.")
-        if joined in tensors or not all(part in tensors for part in parts):
-            continue  # an incomplete or doubled projection is reported with all other names that do not fit
-        kinds = [(list(tensors[part].shape), str(tensors[part].dtype)) for part in parts]
-        if len(kinds[0][0]) == 0 or kinds != kinds[:1] * 3:
-            shown = ", ".join(f"{shape} {dtype.removeprefix('torch.')}" for shape, dtype in kinds)
-            raise CheckpointError(f"query, key and value of {joined} are {shown}; expected three alike")
-        tensors[joined] = torch.cat([tensors.pop(part) for part in parts])
-    return tensors
-
-
-def _require_core(shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
-    """Refuse files without the tensors from which every spec is derived."""
-    ranks = {"patch_embed.proj.weight": 4, "pos_embed": 3, "cls_token": 3, "blocks.0.mlp.fc1.weight": 2}
-    if "decoder.embed.weight" in shapes:
-        ranks |= {"decoder.embed.weight": 2, "decoder.blocks.0.mlp.fc1.weight": 2}
-    for name, rank in ranks.items():
-        if name not in shapes:
-            raise CheckpointError(f"{path} lacks {name}; the encoder cannot be sized without it")
-        if len(shapes[name]) != rank or 0 in shapes[name]:
-            raise CheckpointError(f"{path}: {name} has shape {list(shapes[name])}; expected {rank} dimensions above 0")
-
-
-def _require_fit(spec: EncoderSpec, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+def _require_fit(
+    spec: EncoderSpec, architecture: type[Encoder], shapes: Mapping[str, tuple[int, ...]], path: Path
+) -> None:
     """Refuse tensors that are missing, superfluous or misshapen for the derived spec."""
     with torch.device("meta"):
-        wanted = {name: tuple(tensor.shape) for name, tensor in ViT(spec).state_dict().items()}
+        wanted = {name: tuple(tensor.shape) for name, tensor in architecture(spec).state_dict().items()}
     missing = sorted(set(wanted) - set(shapes))
     if missing:
         raise CheckpointError(f"{path} lacks {len(missing)} tensors of the encoder: {_some(missing)}")

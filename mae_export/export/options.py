@@ -38,15 +38,15 @@ class TraceOptions:
 
     def __post_init__(self) -> None:
         if self.mask not in typing.get_args(MaskMode):
-            raise UsageError(f"mask mode {self.mask!r} is not known; expected none, keep or patches")
-        if self.ragged and self.mask == "none":
+            raise UsageError(f"mask mode {self.mask!r} is not known; expected {', '.join(typing.get_args(MaskMode))}")
+        if self.ragged and self.mask not in ("keep", "patches"):
             raise UsageError("--ragged needs a mask input: add --mask keep or --mask patches")
         if self.opset not in OPSETS:
             raise UsageError(f"opset {self.opset} is not supported; expected {OPSETS.start} to {OPSETS.stop - 1}")
         if not all(self.features) or not self.features or len(set(self.features)) != len(self.features):
             raise UsageError(f"features {', '.join(self.features) or '(none)'} must name each output once")
-        if "dense" in self.features and self.mask != "none":
-            raise UsageError("the output 'dense' needs every patch; it exists with --mask none only")
+        if "dense" in self.features and self.mask in ("keep", "patches"):
+            raise UsageError("the output 'dense' needs every patch; it exists with --mask none and mask-token only")
 
 
 @dataclass(frozen=True, kw_only=True)

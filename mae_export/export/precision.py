@@ -18,8 +18,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from mae_export import __version__, graph
+from mae_export.encoders.encoder import Encoder
 from mae_export.encoders.load import LoadReport
-from mae_export.encoders.vit import ViT
 from mae_export.errors import GraphError, InputError, VerificationError
 from mae_export.export.islands import choose_fp32
 from mae_export.export.options import ConvertOptions, TraceOptions
@@ -91,7 +91,7 @@ def convert(
 
 
 def export_half(
-    encoder: ViT,
+    encoder: Encoder,
     report: LoadReport,
     out: Path,
     *,

@@ -20,20 +20,20 @@ import torch
 from torch import Tensor
 
 from mae_export import __version__, graph
+from mae_export.encoders.encoder import Encoder
 from mae_export.encoders.families import FAMILIES
 from mae_export.encoders.load import LoadReport
-from mae_export.encoders.vit import ViT
 from mae_export.errors import GraphError, UsageError
 from mae_export.export.options import TraceOptions
 from mae_export.export.storage import EMBEDDED_LIMIT, save
 from mae_export.export.verify import TorchSession, require, verify
-from mae_export.export.view import ExportView
+from mae_export.export.view import PREDICTIONS, ExportView
 from mae_export.files import put_in_place, require_place, staging
 from mae_export.manifest import Ancestor, Manifest, Patches, TensorSpec
 from mae_export.runtime.golden import golden_of
 from mae_export.runtime.probes import golden_feeds
 from mae_export.runtime.session import open_session
-from mae_export.spec import EncoderSpec
+from mae_export.spec import EncoderSpec, HeadSpec, predicts_pixels
 
 _SCOPES = "pkg.torch.onnx.name_scopes"  # where torch.onnx notes the module that a node came from
 FEATURES = (
@@ -45,12 +45,13 @@ FEATURES = (
     "layer_<i>",
     "attention_<i>",
     "reconstruction",
+    "prediction",
 )
 Progress = Callable[[str], None]
 
 
 def export_graph(
-    encoder: ViT,
+    encoder: Encoder,
     report: LoadReport,
     out: Path,
     *,
@@ -107,11 +108,23 @@ def _require_features(spec: EncoderSpec, options: TraceOptions) -> None:
             near = difflib.get_close_matches(name, FEATURES, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(FEATURES)}"
             raise UsageError(f"there is no output {name!r}; {hint}")
-        elif name == "reconstruction" and spec.decoder is None:
-            raise UsageError("there is no 'reconstruction': this checkpoint holds no decoder")
+        elif name == "class_token" and not spec.class_token:
+            raise UsageError("there is no 'class_token': this encoder has none; 'pooled' is the authors' feature")
+        elif name in PREDICTIONS:
+            _require_prediction(spec, options, name)
 
 
-def _manifest(encoder: ViT, report: LoadReport, options: TraceOptions) -> Manifest:
+def _require_prediction(spec: EncoderSpec, options: TraceOptions, name: str) -> None:
+    if spec.decoder is None:
+        raise UsageError(f"there is no {name!r}: this checkpoint holds no decoder")
+    right = "reconstruction" if predicts_pixels(spec) else "prediction"
+    if name != right:
+        raise UsageError(f"there is no {name!r}: this checkpoint predicts {spec.decoder.target}; ask for {right!r}")
+    if isinstance(spec.decoder, HeadSpec) and options.mask in ("keep", "patches"):
+        raise UsageError(f"{name!r} needs every patch here: use --mask none or --mask mask-token")
+
+
+def _manifest(encoder: Encoder, report: LoadReport, options: TraceOptions) -> Manifest:
     spec = encoder.spec
     return Manifest(
         family=spec.family,
@@ -140,7 +153,10 @@ def _inputs(spec: EncoderSpec, options: TraceOptions) -> Iterator[TensorSpec]:
     else:
         shape = ("batch", *spec.image.size, spec.image.channels)
         yield TensorSpec(name="images", dtype="uint8", shape=shape, note="RGB as decoded")
-    if options.mask != "none":
+    if options.mask == "mask-token":
+        note = "True where the learned mask token replaces the patch, in raster order"
+        yield TensorSpec(name="mask", dtype="bool", shape=("batch", spec.patches), note=note)
+    elif options.mask != "none":
         note = "raster index of each visible patch, each at most once per row"
         yield TensorSpec(name="ids_keep", dtype="int64", shape=("batch", "kept"), note=note)
     if options.ragged:
@@ -150,25 +166,31 @@ def _inputs(spec: EncoderSpec, options: TraceOptions) -> Iterator[TensorSpec]:
 
 def _output(spec: EncoderSpec, options: TraceOptions, name: str) -> TensorSpec:
     prefix = spec.prefix_tokens
-    kept: int | str = spec.patches if options.mask == "none" else "kept"
-    tokens: int | str = spec.patches + prefix if options.mask == "none" else f"kept+{prefix}"
+    whole = options.mask in ("none", "mask-token")
+    kept: int | str = spec.patches if whole else "kept"
+    tokens: int | str = spec.patches + prefix if whole else f"kept+{prefix}" if prefix else "kept"
+    values = spec.patch_values
+    if spec.decoder is not None and spec.decoder.values is not None:
+        values = spec.decoder.values
     shapes: dict[str, tuple[int | str, ...]] = {
         "patch_tokens": (kept, spec.dim),
         "dense": (spec.dim, *spec.grid[1:]),
-        "reconstruction": (spec.patches, spec.patch_values),
+        "reconstruction": (spec.patches, values),
+        "prediction": (spec.patches, values),
         "layer": (tokens, spec.dim),
         "attention": (spec.heads, tokens, tokens),
     }
     kind = re.sub(r"_\d+$", "", name)
     note = FAMILIES[spec.family].outputs(spec).get(name, "")
     if kind == "layer":
-        note = f"tokens after the block, before any final norm; the class token is token 0, then {kept} patches"
-    if kind == "reconstruction" and spec.decoder is not None:
+        first = "the class token is token 0, then " if prefix else ""
+        note = f"tokens after the block, before any final norm; {first}{kept} patches"
+    if kind in PREDICTIONS and spec.decoder is not None:
         note += f"; target: {spec.decoder.target}"
     return TensorSpec(name=name, dtype="float32", shape=("batch", *shapes.get(kind, (spec.dim,))), note=note)
 
 
-def _trace(encoder: ViT, manifest: Manifest, opset: int, path: Path) -> None:
+def _trace(encoder: Encoder, manifest: Manifest, opset: int, path: Path) -> None:
     names = tuple(spec.name for spec in manifest.outputs)
     view = ExportView(encoder, manifest.mask_mode, ragged=manifest.ragged, features=names).eval()
     batch, kept = torch.export.Dim("batch", min=1), torch.export.Dim("kept", min=1)
@@ -210,7 +232,7 @@ def _name_nodes(model: onnx_ir.Model) -> None:
 def _examples(manifest: Manifest) -> Iterator[Tensor]:
     """Inputs to trace with; batch 2, because a traced extent of 1 would be taken for a constant."""
     extents = {"batch": 2, "kept": max(2, manifest.patches.count // 4)}
-    dtypes = {"uint8": torch.uint8, "int64": torch.int64, "int32": torch.int32}
+    dtypes = {"uint8": torch.uint8, "int64": torch.int64, "int32": torch.int32, "bool": torch.bool}
     for spec in manifest.inputs:
         shape = [extents[extent] if isinstance(extent, str) else extent for extent in spec.shape]
         yield torch.ones(shape, dtype=dtypes[spec.dtype])
@@ -230,7 +252,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _prove(staged: Path, encoder: ViT, manifest: Manifest, digest: str) -> Manifest:
+def _prove(staged: Path, encoder: Encoder, manifest: Manifest, digest: str) -> Manifest:
     with open_session(staged) as session, TorchSession(encoder, manifest, digest=digest) as reference:
         report, verification = verify(session, reference)
         require(report, f"The graph was not written; see {staged.name}.rejected next to where it would be")

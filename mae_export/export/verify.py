@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mae_export.encoders.encoder import Encoder, padding_mask
 from mae_export.encoders.load import load_encoder
 from mae_export.encoders.overrides import Overrides
-from mae_export.encoders.vit import ViT, padding_mask
 from mae_export.errors import VerificationError
 from mae_export.export.view import ExportView
 from mae_export.manifest import Manifest, Verification
@@ -39,7 +39,7 @@ class TorchSession:
         digest: SHA-256 of the checkpoint.
     """
 
-    def __init__(self, encoder: ViT, manifest: Manifest, *, digest: str) -> None:
+    def __init__(self, encoder: Encoder, manifest: Manifest, *, digest: str) -> None:
         self._encoder = encoder
         self._manifest = manifest
         self._digest = digest
@@ -72,7 +72,7 @@ class TorchSession:
         return {name: value.numpy() for name, value in zip(names, values, strict=True)}
 
     def _outputs(self, feeds: Mapping[str, Tensor], names: tuple[str, ...]) -> tuple[Tensor, ...]:
-        ids, num = feeds.get("ids_keep"), feeds.get("num_keep")
+        ids, num, hidden = feeds.get("ids_keep"), feeds.get("num_keep"), feeds.get("mask")
         embedded = (
             self._embed_images(feeds["images"], ids) if "images" in feeds else self._embed_patches(feeds["patches"])
         )
@@ -81,7 +81,9 @@ class TorchSession:
             prefix = self._encoder.spec.prefix_tokens
             valid, mask = padding_mask(num, embedded.shape[1], prefix, dtype=embedded.dtype)
         view = ExportView(self._encoder, self._manifest.mask_mode, ragged=num is not None, features=names)
-        encoded = self._encoder.encode_tokens(embedded, ids, mask=mask, attentions=view.request.attentions)
+        encoded = self._encoder.encode_tokens(
+            embedded, ids, hidden=hidden, mask=mask, attentions=view.request.attentions
+        )
         named = view.outputs(encoded, ids, valid)
         return tuple(named[name] for name in names)
 
@@ -142,7 +144,7 @@ def checkpoint_reference(path: Path, manifest: Manifest, overrides: Overrides) -
 def _as_exported(encoder: dict[str, Any], overrides: Overrides) -> Overrides:
     stated = {"heads": encoder["heads"], "eps": encoder["eps"]}
     stated |= {key: tuple(encoder["image"][key]) for key in ("mean", "std")}
-    if encoder["decoder"]:
+    if encoder["decoder"] and "heads" in encoder["decoder"]:
         stated["decoder_heads"] = encoder["decoder"]["heads"]
     wanted = {name: value for name, value in stated.items() if getattr(overrides, name) is None}
     return replace(overrides, **wanted)

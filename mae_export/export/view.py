@@ -15,8 +15,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own spelling)
 from torch import Tensor, nn
 
-from mae_export.encoders.vit import Encoded, ViT, padding_mask
+from mae_export.encoders.decoder import Head
+from mae_export.encoders.encoder import Encoded, Encoder, padding_mask
 from mae_export.manifest import MaskMode
+
+PREDICTIONS = ("reconstruction", "prediction")  # of pixels, and of any other training target; a graph has one of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,7 @@ class _Request:
     attentions: frozenset[int]
 
 
-def folded_embedding(encoder: ViT) -> tuple[Tensor, Tensor]:
+def folded_embedding(encoder: Encoder) -> tuple[Tensor, Tensor]:
     """Weight [p * p * C, D] and bias [D] of the patch embedding for raw pixels 0..255, float32."""
     image = encoder.spec.image
     repeats = encoder.spec.patch_values // image.channels
@@ -48,7 +51,7 @@ class ExportView(nn.Module):
         features: names of the outputs, in order; checked by the caller.
     """
 
-    def __init__(self, encoder: ViT, mask: MaskMode, *, ragged: bool, features: tuple[str, ...]) -> None:
+    def __init__(self, encoder: Encoder, mask: MaskMode, *, ragged: bool, features: tuple[str, ...]) -> None:
         super().__init__()
         self.encoder = encoder
         self.mask = mask
@@ -60,15 +63,16 @@ class ExportView(nn.Module):
         self.register_buffer("embed_bias", bias)
 
     def forward(
-        self, pixels: Tensor, ids_keep: Tensor | None = None, num_keep: Tensor | None = None
+        self, pixels: Tensor, chosen: Tensor | None = None, num_keep: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         """Compute the requested outputs, in order.
 
         Args:
             pixels: uint8 `images` [B, H, W, C] or `patches` [B, K, p * p * C].
-            ids_keep: int64 [B, K], or None in mode `none`.
+            chosen: `ids_keep` int64 [B, K]; or `mask` bool [B, N], True where masked; None in mode `none`.
             num_keep: int32 [B] when ragged.
         """
+        ids_keep, hidden = (None, chosen) if self.mask == "mask-token" else (chosen, None)
         patches = pixels.to(torch.float32)
         if self.mask != "patches":
             patches = self.cut(patches, ids_keep)
@@ -77,7 +81,9 @@ class ExportView(nn.Module):
         if num_keep is not None:
             prefix = self.encoder.spec.prefix_tokens
             valid, mask = padding_mask(num_keep, embedded.shape[1], prefix, dtype=embedded.dtype)
-        encoded = self.encoder.encode_tokens(embedded, ids_keep, mask=mask, attentions=self.request.attentions)
+        encoded = self.encoder.encode_tokens(
+            embedded, ids_keep, hidden=hidden, mask=mask, attentions=self.request.attentions
+        )
         named = self.outputs(encoded, ids_keep, valid)
         return tuple(named[name] for name in self.request.features)
 
@@ -98,28 +104,35 @@ class ExportView(nn.Module):
         """Every requested output by name; what is not requested may be left out."""
         encoder, spec = self.encoder, self.encoder.spec
         prefix = spec.prefix_tokens
+        # Padding leaves no trace: its tokens become zero, and the mean counts real patches only.
+        real = None if valid is None else valid.unsqueeze(-1).to(encoded.tokens.dtype)
+
+        def patches_of(tokens: Tensor) -> Tensor:
+            return tokens[:, prefix:] if real is None else tokens[:, prefix:] * real
+
+        def mean(tokens: Tensor) -> Tensor:
+            patches = patches_of(tokens)
+            return patches.mean(dim=1) if real is None else patches.sum(dim=1) / real.sum(dim=1)
+
         finished = encoder.finish(encoded.tokens)
-        patch_tokens = finished[:, prefix:]
-        if valid is None:
-            mean_patch = patch_tokens.mean(dim=1)
-        else:
-            # Padding leaves no trace: its tokens become zero, and the mean counts real patches only.
-            weight = valid.unsqueeze(-1).to(patch_tokens.dtype)
-            patch_tokens = patch_tokens * weight
-            mean_patch = patch_tokens.sum(dim=1) / weight.sum(dim=1)
-        named = {
-            "class_token": finished[:, 0],
-            "mean_patch": mean_patch,
-            "patch_tokens": patch_tokens,
-            "pooled": encoder.pool(finished, mean_patch),
-        }
+        patch_tokens = patches_of(finished)
+        wanted = self.request.features
+        named = {"mean_patch": mean(finished), "patch_tokens": patch_tokens}
+        if "pooled" in wanted:
+            named["pooled"] = encoder.pool(encoded.tokens, finished, mean)
+        if spec.class_token:
+            named["class_token"] = finished[:, 0]
         for index, tokens in encoded.layers.items():
-            named[f"layer_{index}"] = tokens if valid is None else tokens * F.pad(weight, (0, 0, prefix, 0), value=1.0)
+            named[f"layer_{index}"] = tokens if real is None else tokens * F.pad(real, (0, 0, prefix, 0), value=1.0)
         for index, attention in encoded.attentions.items():
             named[f"attention_{index}"] = attention
-        if "dense" in self.request.features:
+        if "dense" in wanted:
             _, rows, columns = spec.grid
             named["dense"] = patch_tokens.transpose(1, 2).reshape(-1, spec.dim, rows, columns)
-        if encoder.decoder is not None and "reconstruction" in self.request.features:
-            named["reconstruction"] = encoder.decoder(finished, ids_keep, valid)
+        if encoder.decoder is not None and not set(PREDICTIONS).isdisjoint(wanted):
+            if isinstance(encoder.decoder, Head):
+                predicted = encoder.decoder(patch_tokens)
+            else:
+                predicted = encoder.decoder(finished, ids_keep, valid)
+            named.update(dict.fromkeys(PREDICTIONS, predicted))
         return named

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from mae_export.encoders.decoder import Decoder
 from mae_export.encoders.positions import sincos_table
 from mae_export.encoders.vit import ViT
 from mae_export.spec import EncoderSpec
@@ -47,7 +48,7 @@ def initialise(spec: EncoderSpec, *, seed: int) -> ViT:
         nn.init.uniform_(projection.bias, -bound, bound, generator=generator)
     nn.init.normal_(model.cls_token, std=TOKEN_STD, generator=generator)
     _fix_positions(model.pos_embed, spec)
-    if model.decoder is not None:
+    if isinstance(model.decoder, Decoder):
         nn.init.normal_(model.decoder.mask_token, std=TOKEN_STD, generator=generator)
         _fix_positions(model.decoder.pos_embed, spec)
     return model.train()
