@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from benchmarks import output_faults as outputs
 from benchmarks.editing import Array, Edit
+from benchmarks.eight_bit_faults import EIGHT_BIT_FAULTS
 from mae_export.manifest import Manifest
 
 BLOCK = 1
@@ -374,7 +375,7 @@ def seed(model: ir.Model, manifest: Manifest, fault: str) -> None:
     Raises:
         LookupError: when the graph has no place for it.
     """
-    FAULTS[fault](Edit(model, manifest))
+    (FAULTS | EIGHT_BIT_FAULTS)[fault](Edit(model, manifest))
     for node in model.graph:  # what was inferred about shapes and types may no longer hold
         for value in node.outputs:
             if value not in model.graph.outputs:

@@ -11,7 +11,7 @@ from typing import Any
 from mae_export.runtime.doctor import doctor
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("mae-export", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow")
+PACKAGES = ("mae-export", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pillow")
 
 
 def describe() -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 python -m benchmarks.mutants
 
-Faults (`faults.py`) are put into saved graphs of four encoders. `verify` runs as shipped, with its default thresholds,
-on its own images and on pictures that had no part in choosing the thresholds. The usual checks compare every output on
-one batch of random pixels: absolute tolerance 1e-5 as optimum does, three decimals as timm does.
+Faults (`faults.py`) are put into saved graphs of four encoders, and those of 8-bit graphs (`eight_bit_faults.py`) into
+one that is quantized; ranges of a stale table are one of them, past the check of its digest. `verify` runs as shipped,
+with its default thresholds, on its own images and on pictures that had no part in choosing the thresholds. The usual
+checks compare every output on one batch of random pixels: absolute tolerance 1e-5 as optimum does, three decimals as
+timm does.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 import tempfile
@@ -26,8 +29,13 @@ import onnx_ir as ir
 import torch
 from PIL import Image
 
+from benchmarks.eight_bit_faults import EIGHT_BIT_FAULTS, STALE, stale
 from benchmarks.faults import FAULTS, seed
 from benchmarks.hardware import RESULTS, write_result
+from mae_export.calibration.observe import observe
+from mae_export.calibration.options import ObserveOptions
+from mae_export.calibration.quantize import quantize_model
+from mae_export.calibration.wanted import QuantizeOptions
 from mae_export.encoders.load import LoadReport, load_encoder
 from mae_export.encoders.overrides import Overrides
 from mae_export.encoders.vit import ViT
@@ -35,10 +43,10 @@ from mae_export.errors import GraphError
 from mae_export.export.options import TraceOptions
 from mae_export.export.trace import export_graph
 from mae_export.export.verify import TorchSession
-from mae_export.graph import read_manifest
+from mae_export.graph import read_manifest, save, write_manifest
 from mae_export.runtime.compare import Report, Scene, compare, feeds_of
-from mae_export.runtime.probes import verification_images
-from mae_export.runtime.session import Session, open_session
+from mae_export.runtime.probes import probe_photos, verification_images
+from mae_export.runtime.session import Session, open_to_judge
 from mae_export.spec import EncoderSpec, ImageSpec, StoredTable
 from mae_export.training.initialise import initialise
 
@@ -164,6 +172,22 @@ def good_graphs(folder: Path) -> Iterator[Subject]:
         number += 1
 
 
+def eight_bit(source: Subject, folder: Path) -> Iterator[Subject]:
+    """The same encoder in INT8, calibrated on the shipped photographs, as `quantize` makes it; and by a stale table."""
+    photos = folder / "photos"
+    photos.mkdir()
+    for index, pixels in enumerate(probe_photos(source.encoder.spec.image)):
+        Image.fromarray(pixels).save(photos / f"{index}.png")
+    options = ObserveOptions(samples=8, visible="random:0.25..1.0")
+    table = observe(source.path, [photos], folder / "table.json", options=options).table
+    for name, ranges in (("int8", table.ranges), (STALE, stale(table.ranges))):
+        model, path = ir.load(source.path), folder / f"{name}.onnx"
+        quantize_model(model, ranges, QuantizeOptions(precision="int8"))
+        save(model, path)
+        write_manifest(path, replace(read_manifest(source.path), precision="int8"))
+        yield Subject(name=name, path=path, encoder=source.encoder)
+
+
 def unseen_pictures(folder: Path) -> Path:
     """Quarters of pictures that are not shipped with the package: nothing was tuned on them."""
     folder.mkdir()
@@ -208,7 +232,7 @@ def judge(name: str, path: Path, subject: Subject, pictures: Path) -> Verdict:
     with ExitStack() as stack:
         reference = subject.reference()
         try:
-            candidate = stack.enter_context(open_session(path, threads=1))
+            candidate = stack.enter_context(open_to_judge(path, threads=1))
             own = compare(candidate, reference, images=shown(spec))
             unseen = compare(candidate, reference, images=shown(spec, pictures))
             usual = usual_checks(candidate, reference)
@@ -254,22 +278,22 @@ def prove(folder: Path, *, quick: bool = False) -> dict[str, Any]:
 
     Args:
         folder: for the graphs.
-        quick: only the mutants of the first encoder, and four good graphs.
+        quick: only the mutants of the first encoder, and five good graphs.
 
     Returns:
         Verdicts, and of each check the faults caught and the good graphs refused.
     """
     pictures = unseen_pictures(folder / "pictures")
-    mutants = []
-    for subject in itertools.islice(subjects(folder), 1 if quick else None):
-        for fault in FAULTS:
-            try:
-                path = mutate(subject, fault, folder / "mutant.onnx")
-            except LookupError:
-                continue
+    sources = list(itertools.islice(subjects(folder), 1 if quick else None))
+    quantized, by_stale_table = eight_bit(sources[0], folder)
+    mutants = [judge(STALE, by_stale_table.path, by_stale_table, pictures)]
+    places = [*itertools.product(sources, FAULTS), *((quantized, fault) for fault in EIGHT_BIT_FAULTS)]
+    for subject, fault in places:
+        with contextlib.suppress(LookupError):
+            path = mutate(subject, fault, folder / "mutant.onnx")
             mutants.append(judge(f"{fault} ({subject.name})", path, subject, pictures))
     sound = itertools.islice(good_graphs(folder), 0, None, 5 if quick else 1)
-    good = [judge(subject.name, subject.path, subject, pictures) for subject in sound]
+    good = [judge(subject.name, subject.path, subject, pictures) for subject in (quantized, *sound)]
     return {
         "distinct_faults": len({verdict.graph.rpartition(" (")[0] for verdict in mutants}),
         **summary(mutants, good),

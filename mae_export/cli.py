@@ -11,20 +11,31 @@ from typing import Annotated
 import typer
 
 import mae_export
+from mae_export.commands.bench import bench_command
+from mae_export.commands.bundles import bundle_command
+from mae_export.commands.calibration import calibrate_command, sensitivity_command
 from mae_export.commands.checks import doctor_command, inspect_command, verify_command
 from mae_export.commands.engines import build_command
+from mae_export.commands.families import families_command
 from mae_export.commands.features import extract_command
 from mae_export.commands.graphs import convert_command, export_command
+from mae_export.commands.quantize import quantize_command
 from mae_export.errors import MachineError, MaeExportError, ResourceError, UsageError
 from mae_export.files import DISK_FULL
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "export": export_command,
     "convert": convert_command,
+    "calibrate": calibrate_command,
+    "sensitivity": sensitivity_command,
+    "quantize": quantize_command,
     "build": build_command,
     "verify": verify_command,
     "inspect": inspect_command,
     "extract": extract_command,
+    "bundle": bundle_command,
+    "families": families_command,
+    "bench": bench_command,
     "doctor": doctor_command,
 }
 BUG = 70
@@ -36,6 +47,7 @@ EXTRA_OF = {
     "onnx_ir": "export",
     "onnxruntime": "cpu",
     "onnxscript": "export",
+    "openvino": "openvino",
     "pyarrow": "parquet",
     "sklearn": "train",
     "torch": "export",

@@ -1,4 +1,4 @@
-"""An ONNX file as an artefact: its structure is checked, its manifest read and written. No node is edited here.
+"""An ONNX file as an artefact: it is checked and saved, its manifest read and written. No node is edited here.
 
 Everything works by path, because a graph with its weights may exceed the 2 GiB that protobuf holds in memory.
 """
@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from mae_export.errors import GraphError
 from mae_export.files import DATA_SUFFIX, put_in_place
 from mae_export.manifest import METADATA_KEY, Manifest
 
+EMBEDDED_LIMIT = 1 << 30  # bytes of weights kept inside the .onnx file
 _CHECK_ERRORS = (  # RuntimeError: the path is a folder
     onnx.checker.ValidationError,
     onnx.shape_inference.InferenceError,
@@ -35,6 +37,19 @@ def check(path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
     except _CHECK_ERRORS as error:
         raise GraphError(f"{path} is no valid ONNX model: {error}") from error
+
+
+def save(model: ir.Model, path: Path, *, embedded: int = EMBEDDED_LIMIT) -> None:
+    """Write a model to `path`, which must not be a file that the model's own weights are still read from.
+
+    Args:
+        model: not changed.
+        path: the .onnx file.
+        embedded: bytes of weights that may stay inside, beyond which all are in one data file next to it; with 0,
+            which saves memory, they always are.
+    """
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    ir.save(model, path, external_data=path.name + DATA_SUFFIX if weights > embedded else None)
 
 
 def read_manifest(path: Path) -> Manifest:

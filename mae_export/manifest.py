@@ -131,6 +131,7 @@ class Manifest:
         golden: values to check on any machine; None only before it was verified.
         target: the GPU an engine is for; None for graphs.
         fp32_nodes: nodes of a half-precision graph that stay in float32, by name, each with the reason.
+        licence: of the weights that the family's authors published; of other weights it says nothing.
         schema: version of this structure.
     """
 
@@ -149,6 +150,7 @@ class Manifest:
     golden: Golden | None = None
     target: dict[str, Any] | None = None
     fp32_nodes: dict[str, str] = field(default_factory=dict)
+    licence: str = ""
     schema: int = SCHEMA
 
     def output(self, name: str) -> TensorSpec:

@@ -230,6 +230,13 @@ class EncoderSpec:
             self.dim % self.heads == 0,
             f"width {self.dim} is not divisible by {self.heads} heads; pass --set heads=N with the trained number",
         )
+        _require(
+            self.norm == "tokens" or self.pooled != "norm_of_mean", "norm_of_mean needs the checkpoint's norm of tokens"
+        )
+        _require(
+            self.norm != "pooled" or self.pooled != "fresh_norm_of_mean",
+            "a file that norms the pooled vector needs no fresh norm",
+        )
         _require(0 < self.eps < 0.1, f"eps is {self.eps}; expected a small positive number such as 1e-6")
         _require(min(self.patch) >= 1, f"patch {self.patch} must be at least 1 along each axis")
         for axis, extent, step in (

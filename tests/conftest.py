@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,10 @@ from mae_export import cli
 from mae_export.runtime.doctor import nvidia_gpus
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from mae_export.calibration.wanted import QuantizeOptions
+    from mae_export.encoders.overrides import Overrides
     from mae_export.export.options import TraceOptions
 
 # The same inputs on every run: the gate must not fail by chance, nor because the machine is busy.
@@ -28,26 +33,56 @@ def fixture_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory, fixture_dir: Path) -> Callable[[str, TraceOptions], Path]:
-    """Export `NAME/FILE` of the fixtures with the given options; the second call returns the same file."""
+def exported(tmp_path_factory: pytest.TempPathFactory, fixture_dir: Path) -> Callable[..., Path]:
+    """Export `NAME/FILE` of the fixtures with the given options; the second call returns the same file.
+
+    Further arguments are those of `load_encoder`; heads are 4 unless stated.
+    """
     from mae_export.encoders.load import load_encoder
     from mae_export.encoders.overrides import Overrides
     from mae_export.export.trace import export_graph
 
     folder = tmp_path_factory.mktemp("graphs")
-    made: dict[tuple[str, TraceOptions], Path] = {}
+    made: dict[object, Path] = {}
+    four = Overrides(heads=4, decoder_heads=4)
 
-    def export(checkpoint: str, options: TraceOptions) -> Path:
-        key = (checkpoint, options)
+    def export(
+        checkpoint: str, options: TraceOptions, *, overrides: Overrides = four, family: str | None = None
+    ) -> Path:
+        key = (checkpoint, options, overrides, family)
         if key not in made:
-            heads = Overrides(heads=4, decoder_heads=4)
-            encoder, report = load_encoder(fixture_dir / checkpoint, overrides=heads)
+            encoder, report = load_encoder(fixture_dir / checkpoint, family=family, overrides=overrides)
             path = folder / f"graph-{len(made)}.onnx"
             export_graph(encoder, report, path, options=options)
             made[key] = path
         return made[key]
 
     return export
+
+
+@pytest.fixture(scope="session")
+def eight_bit() -> Callable[..., Path]:
+    """Write a graph in 8 bits, with one range for all activations, unproven; `then` may edit it before it is saved."""
+    import onnx_ir as ir
+
+    from mae_export import graph
+    from mae_export.calibration.quantize import quantize_model
+    from mae_export.calibration.sites import sites_of
+    from mae_export.calibration.table import TensorRange
+
+    def write(
+        source: Path, out: Path, options: QuantizeOptions, then: Callable[[ir.Model], object] | None = None
+    ) -> Path:
+        model = ir.load(source)
+        found = TensorRange(low=-4.0, high=4.0, minimum=-4.0, maximum=4.0)
+        quantize_model(model, {name: found for site in sites_of(model) for name in site.inputs}, options)
+        if then is not None:
+            then(model)
+        graph.save(model, out)
+        graph.write_manifest(out, replace(graph.read_manifest(source), precision=options.precision))
+        return out
+
+    return write
 
 
 @pytest.fixture

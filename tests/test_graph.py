@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -163,3 +164,18 @@ def test_a_renamed_graph_still_finds_its_weights(tmp_path: Path, external: bool)
     assert graph.read_manifest(target) == MANIFEST
     x = np.random.default_rng(1).standard_normal((3, 300)).astype(np.float32)
     np.testing.assert_allclose(product(target, x), x @ WEIGHTS, rtol=1e-5, atol=1e-4)
+
+
+def test_weights_move_out_above_the_limit(tmp_path):
+    weights = np.arange(300, dtype=np.float32)
+    table = ir.Value(
+        name="w", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([300]), const_value=ir.tensor(weights)
+    )
+    node = ir.node("Identity", [table])
+    node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = "y", ir.DataType.FLOAT, ir.Shape([300])
+    made = ir.Graph([], node.outputs, nodes=[node], initializers=[table], opset_imports={"": 20}, name="g")
+    for name, limit, files in (("in.onnx", 1200, {"in.onnx"}), ("out.onnx", 1199, {"out.onnx", "out.onnx.data"})):
+        graph.save(ir.Model(made, ir_version=10), tmp_path / name, embedded=limit)
+        assert {path.name for path in tmp_path.glob(name + "*")} == files
+        loaded = onnx.load(tmp_path / name)
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(loaded.graph.initializer[0]), weights)

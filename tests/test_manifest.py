@@ -48,6 +48,7 @@ FULL = Manifest(
     verification=Verification(reference="PyTorch", worst_output="pooled", error=3e-7, limit=1e-4, checks=12),
     golden=Golden(recipe="photo", values={"pooled": (0.1, -2.0, 1e-30), "none": ()}),
     target={"gpu": "Orin", "profiles": [{"min": 1}]},
+    licence="CC-BY-NC-4.0",
     fp32_nodes={"norm/LayerNormalization_3": "x reaches 1e+05"},
 )
 TEXT = FULL.to_json()
@@ -147,8 +148,11 @@ def test_what_is_not_json(text: str, message: str) -> None:
         (changed("family", 3), "manifest.family is 3; expected str"),
         (changed("ragged", 1), "manifest.ragged is 1; expected bool"),
         (changed("ragged", None), "manifest.ragged is None; expected bool"),
-        (changed("mask_mode", "drop"), "manifest.mask_mode is 'drop'; expected one of 'none', 'keep', 'patches'"),
-        (changed("mask_mode", {}), "manifest.mask_mode is {}; expected one of 'none', 'keep', 'patches'"),
+        (
+            changed("mask_mode", "drop"),
+            "manifest.mask_mode is 'drop'; expected one of 'none', 'keep', 'patches', 'mask-token'",
+        ),
+        (changed("mask_mode", {}), "manifest.mask_mode is {}; expected one of 'none', 'keep', 'patches', 'mask-token'"),
         (changed("encoder", []), "manifest.encoder is list; expected an object"),
         (changed("tools", {"torch": 2}), "manifest.tools.torch is 2; expected str"),
         (changed("target", "Orin"), "manifest.target is str; expected an object"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mae_export.commands.arguments import Json, Settings
+from mae_export.commands.arguments import FamilyName, Json, Settings
 from mae_export.errors import MachineError, VerificationError
 from mae_export.manifest import Manifest
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def inspect_command(
     path: Annotated[Path, typer.Argument(help="A checkpoint, an .onnx graph or a features folder.")],
+    family: FamilyName = None,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
@@ -27,7 +28,7 @@ def inspect_command(
     from mae_export.report import console, summaries
     from mae_export.report.inspection import inspect
 
-    described = inspect(path, parse_overrides(settings or []))
+    described = inspect(path, parse_overrides(settings or []), family=family)
     if as_json:
         console.show_json(described)
     else:
@@ -55,11 +56,11 @@ def verify_command(
     from mae_export.report import console, summaries, worst_images
     from mae_export.runtime.compare import compare
     from mae_export.runtime.probes import verification_images
-    from mae_export.runtime.session import open_session
+    from mae_export.runtime.session import open_to_judge
     from mae_export.runtime.thresholds import limits_of
 
     overrides = parse_overrides(settings or [])
-    with console.phases() as tell, open_session(candidate) as session:
+    with console.phases() as tell, open_to_judge(candidate) as session:
         shown = verification_images(session.manifest.image, images)
         limits = limits_of(session.manifest.precision)
         tell("loading the reference")

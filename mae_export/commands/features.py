@@ -10,6 +10,7 @@ import typer
 
 from mae_export.commands.arguments import Force, Json
 from mae_export.errors import QuarantineError
+from mae_export.runtime.providers import Backend
 
 if TYPE_CHECKING:
     from mae_export.runtime.extract import ExtractReport
@@ -22,6 +23,7 @@ def extract_command(
     format_: Annotated[Literal["npy", "parquet"], typer.Option("--format", help="File format of the shards.")] = "npy",
     features: Annotated[str | None, typer.Option(help="Outputs to keep, comma separated; all when left out.")] = None,
     visible: Annotated[str, typer.Option(help="all, random:R[:seed] with R the fraction kept, or file:X.npy.")] = "all",
+    backend: Annotated[Backend, typer.Option(help="What runs a graph; auto chooses.")] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Images per run of the model.")] = 8,
     threads: Annotated[int, typer.Option(min=0, help="Threads that decode and resize; 0 chooses.")] = 0,
     error_budget: Annotated[
@@ -45,7 +47,7 @@ def extract_command(
         error_budget=error_budget,
     )
     failure: QuarantineError | None = None
-    with open_session(model) as session, console.images_progress("extracting") as progress:
+    with open_session(model, backend=backend) as session, console.images_progress("extracting") as progress:
         try:
             report = extract(session, inputs, out, options=options, progress=progress)
         except QuarantineError as error:  # everything is written all the same

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mae_export.commands.arguments import Force, Json, Settings
+from mae_export.commands.arguments import FamilyName, Force, Json, Settings
 from mae_export.export.options import ConvertOptions, Half, TraceOptions
 from mae_export.files import require_place
 from mae_export.manifest import MaskMode
@@ -19,10 +19,14 @@ Precision = Literal["fp32", "fp16", "bf16"]
 def export_command(
     checkpoint: Annotated[Path, typer.Argument(help="A .pth, .pt or .safetensors file, or a Hugging Face folder.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="The graph to write, ending in .onnx.")],
-    family: Annotated[str | None, typer.Option(help="Family of the checkpoint; recognised when left out.")] = None,
+    family: FamilyName = None,
     settings: Settings = None,
     mask: Annotated[
-        MaskMode, typer.Option(help="none: every patch; keep: images and ids_keep; patches: visible patches only.")
+        MaskMode,
+        typer.Option(
+            help="none: every patch; keep: images and ids_keep; patches: visible patches only; mask-token: images and "
+            "mask, for encoders that were trained with a mask token."
+        ),
     ] = TraceOptions.mask,
     ragged: Annotated[
         bool, typer.Option("--ragged", help="Let rows keep different numbers of patches.")
@@ -31,7 +35,7 @@ def export_command(
         str,
         typer.Option(
             help="Outputs, comma separated: class_token, pooled, mean_patch, patch_tokens, dense, layer_<i>, "
-            "attention_<i>, reconstruction."
+            "attention_<i>, reconstruction, prediction."
         ),
     ] = ",".join(TraceOptions.features),
     image_size: Annotated[str | None, typer.Option(metavar="N|HxW", help="Another image size in pixels.")] = None,

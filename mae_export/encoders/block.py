@@ -18,23 +18,24 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def heads_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value, each [B, H, T, D / H]."""
+    def heads_of(self, x: Tensor, guide: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, each [B, H, T, D / H]; `guide` is for architectures whose heads know about places."""
+        del guide
         batch, tokens, dim = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value
 
-    def weights(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def weights(self, x: Tensor, mask: Tensor | None, guide: Tensor | None = None) -> Tensor:
         """Attention after the softmax, [B, H, T, T]; row i says where token i looks."""
-        query, key, _ = self.heads_of(x)
+        query, key, _ = self.heads_of(x, guide)
         logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
         masked: Tensor = logits if mask is None else logits + mask
         return masked.softmax(dim=-1)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, guide: Tensor | None = None) -> Tensor:
         """Mix tokens [B, T, D]; `mask` is added to the logits."""
-        query, key, value = self.heads_of(x)
+        query, key, value = self.heads_of(x, guide)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.proj(mixed.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
 
@@ -64,11 +65,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, guide: Tensor | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]; `mask` is added to the attention logits, `guide` is for other architectures."""
-        del guide
-        x = x + self.attn(self.norm1(x), mask)
+        x = x + self.attn(self.norm1(x), mask, guide)
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
     def attention(self, x: Tensor, mask: Tensor | None, guide: Tensor | None = None) -> Tensor:
         """Attention of the block for its input [B, T, D], [B, H, T, T]."""
-        del guide
-        return self.attn.weights(self.norm1(x), mask)
+        return self.attn.weights(self.norm1(x), mask, guide)

@@ -11,7 +11,7 @@ Sizes in comments: B batch, K kept patches, P prefix tokens, T = P + K tokens, N
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -96,7 +96,7 @@ class Encoder(nn.Module):
     def begin(self, embedded: Tensor, ids_keep: Tensor | None) -> Tensor:
         """Add positions and prefix tokens: embedded patches [B, K, D] -> [B, T, D]."""
 
-    def guides(self, ids_keep: Tensor | None) -> Sequence[Guide]:
+    def guides(self, ids_keep: Tensor | None) -> Iterable[Guide]:
         """What each block needs to know about places, one entry per block; nothing unless a subclass says so."""
         del ids_keep
         return [None] * self.spec.depth

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mae_export.encoders.checkpoint import Checkpoint, read_checkpoint, require_finite
 from mae_export.encoders.encoder import Encoder
-from mae_export.encoders.families import FAMILIES, Facts, Family, Layout
+from mae_export.encoders.families.family import Facts, Family, Layout
+from mae_export.encoders.families.installed import families
 from mae_export.encoders.overrides import Overrides
 from mae_export.encoders.projections import join_projections
 from mae_export.errors import CheckpointError, LayoutError, UsageError
@@ -66,7 +67,7 @@ def load_encoder(
 
     Args:
         path: `.pth`, `.pt` or `.safetensors` file, or a Hugging Face folder.
-        family: a name of FAMILIES; None recognises it.
+        family: name of a family; None recognises it.
         overrides: what the tensors do not say; None when nothing.
 
     Returns:
@@ -93,8 +94,9 @@ def load_encoder(
     spec, notes = chosen.spec(
         Facts(shapes=shapes, metadata=checkpoint.metadata, overrides=overrides, where=str(checkpoint.path))
     )
-    architecture = chosen.encoder(spec)
-    _require_fit(spec, architecture, shapes, checkpoint.path)
+    architecture = layout.encoder or chosen.encoder(spec)
+    sharing = () if family else _sharing(checkpoint)
+    _require_fit(spec, architecture, shapes, checkpoint.path, hints=sharing)
     tensors, casts = _to_float32(translation.tensors, checkpoint)
     require_finite(tensors)
     _require_trained(tensors, checkpoint.path)
@@ -107,7 +109,7 @@ def load_encoder(
         used=tuple(sorted(translation.origin.values())),
         ignored=translation.ignored,
         missing=(),
-        notes=(*checkpoint.notes, *notes, *casts),
+        notes=(*checkpoint.notes, *sharing, *notes, *casts),
         licence=chosen.licence,
     )
     return architecture.from_state(spec, tensors), report
@@ -121,15 +123,15 @@ def recognise(checkpoint: Checkpoint, family: str | None = None) -> tuple[Family
         LayoutError: when no layout fits or more than one family does; the message lists what was seen and how near
             each family is.
     """
-    if family is not None and family not in FAMILIES:
-        raise UsageError(f"family {family!r} is not known; known families: {', '.join(FAMILIES)}")
-    names = frozenset(checkpoint.tensors)
-    model_type = checkpoint.metadata.get("model_type")
+    known = families()
+    if family is not None and family not in known:
+        raise UsageError(f"family {family!r} is not known; known families: {', '.join(known)}")
+    names, model_type = _seen(checkpoint)
     scores = [
         (layout.matched(names, model_type), candidate, layout)
-        for candidate in FAMILIES.values()
+        for candidate in known.values()
         for layout in candidate.layouts
-        if family in (None, candidate.name)
+        if (family is None and not layout.asked) or candidate.name == family
     ]
     fitting = [(candidate, layout) for score, candidate, layout in scores if score == 1.0]
     if len(fitting) == 1:
@@ -141,10 +143,29 @@ def recognise(checkpoint: Checkpoint, family: str | None = None) -> tuple[Family
     listed = ", ".join(f"{candidate.name} ({layout.name}, {score:.0%})" for score, candidate, layout in nearest)
     where = f"under {checkpoint.container!r}" if checkpoint.container else "at the top level"
     kind = f" config.json says model_type={model_type!r}." if model_type else ""
+    verdict = "no family recognises" if family is None else f"{family} does not recognise"
     raise LayoutError(
-        f"no family recognises {checkpoint.path}.{kind} It holds {len(names)} tensors {where}, such as "
-        f"{_some(sorted(names), 8)}. Nearest: {listed}. Expected a masked-image-modelling encoder as its authors "
-        "published it"
+        f"{verdict} {checkpoint.path}.{kind} It holds {len(names)} tensors {where}, such as {_some(sorted(names), 8)}. "
+        f"Nearest: {listed}. Expected a masked-image-modelling encoder as its authors published it"
+    )
+
+
+def _seen(checkpoint: Checkpoint) -> tuple[frozenset[str], str | None]:
+    return frozenset(checkpoint.tensors), checkpoint.metadata.get("model_type")
+
+
+def _sharing(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """A note naming the families whose files cannot be told from this one by their names."""
+    others = [
+        candidate.name
+        for candidate in families().values()
+        if any(layout.asked and layout.matched(*_seen(checkpoint)) == 1.0 for layout in candidate.layouts)
+    ]
+    if not others:
+        return ()
+    return (
+        f"files of {', '.join(others)} name their tensors in the same way; if this is one of them, pass --family NAME "
+        "for its preprocessing, licence and feature",
     )
 
 
@@ -188,9 +209,17 @@ def _first_match(name: str, renames: tuple[tuple[str, str], ...]) -> str | None:
 
 
 def _require_fit(
-    spec: EncoderSpec, architecture: type[Encoder], shapes: Mapping[str, tuple[int, ...]], path: Path
+    spec: EncoderSpec,
+    architecture: type[Encoder],
+    shapes: Mapping[str, tuple[int, ...]],
+    path: Path,
+    *,
+    hints: tuple[str, ...],
 ) -> None:
-    """Refuse tensors that are missing, superfluous or misshapen for the derived spec."""
+    """Refuse tensors that are missing, superfluous or misshapen for the derived spec.
+
+    `hints` are added when only the decoder does not fit: another family's may.
+    """
     with torch.device("meta"):
         wanted = {name: tuple(tensor.shape) for name, tensor in architecture(spec).state_dict().items()}
     missing = sorted(set(wanted) - set(shapes))
@@ -205,9 +234,10 @@ def _require_fit(
         if shapes[name] != wanted[name]
     ]
     if wrong:
+        decoder_only = all(text.startswith("decoder.") for text in wrong)
         raise CheckpointError(
             f"{path}: {len(wrong)} tensors do not fit a width of {spec.dim}, {spec.depth} blocks and a patch of "
-            f"{spec.patch[1]}x{spec.patch[2]}: {'; '.join(wrong[:5])}"
+            f"{spec.patch[1]}x{spec.patch[2]}: {'; '.join([*wrong[:5], *(hints if decoder_only else ())])}"
         )
 
 

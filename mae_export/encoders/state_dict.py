@@ -1,7 +1,8 @@
 """Which of the dicts in a checkpoint are the weights, what their tensors are called, and what else is worth keeping.
 
 A dict is a candidate when it holds a matrix: optimiser state, scaler state, running statistics and random state hold
-none or lie under a name that says what they are. More than one candidate is the user's choice, never ours.
+none or lie under a name that says what they are. Of several candidates one is taken only where all others are its
+known companions, such as an average beside the weights it was made of; anything else is the user's choice, never ours.
 """
 
 from __future__ import annotations
@@ -21,6 +22,13 @@ MAX_VALUES = 20_000  # in the metadata of one checkpoint
 LISTED = 8  # names in one message
 MAX_WRAPPERS = 8  # one in another; published files have two
 WRAPPERS = ("module.", "_orig_mod.", "model.", "encoder.", "backbone.")
+# What authors save beside the weights that their own evaluation reads: averages, and the other halves of I-JEPA.
+COMPANIONS = {
+    "model": {"model_ema", "model/_ema"},
+    "module": {"model_ema", "module_ema"},
+    "state_dict": {"ema_state_dict"},
+    "target_encoder": {"encoder", "predictor"},
+}
 _TRAINING_STATE = re.compile(r"optim|sched|scaler|rng|^opt$|^amp$")
 
 
@@ -56,7 +64,7 @@ def choose(root: Any, *, weights: str | None, where: str) -> StateDict:
         SecurityError: when there are absurdly many tensors.
     """
     containers = _containers(root) if isinstance(root, dict) else {}
-    container = _only(containers, weights, where)
+    container, left = _only(containers, weights, where)
     chosen = containers[container]
     tensors = {name: value for name, value in chosen.items() if isinstance(value, StoredTensor)}
     if len(tensors) > MAX_TENSORS:
@@ -64,8 +72,11 @@ def choose(root: Any, *, weights: str | None, where: str) -> StateDict:
     named, stripped = _strip(tensors)
     metadata = _metadata(root, "", containers) | _metadata(chosen, container and f"{container}/", containers)
     beside = [key for key in (*root, *chosen) if key != container.split("/")[0] and key not in tensors]
-    unused = [key for key in dict.fromkeys(beside) if key not in metadata]
+    unused = [key for key in dict.fromkeys(beside) if key not in metadata and key not in map(_last, left)]
     notes = (f"not used: {_listed(unused)}",) if unused else ()
+    if left:
+        others = f"{_listed(left)}; --set weights=NAME takes another"
+        notes = (f"the weights are those under {container!r}, which its authors use; beside them are {others}", *notes)
     return StateDict(container=container, tensors=named, stripped=stripped, metadata=metadata, notes=notes)
 
 
@@ -87,22 +98,28 @@ def _containers(root: dict[Any, Any]) -> dict[str, dict[Any, Any]]:
     return found
 
 
-def _only(containers: dict[str, dict[Any, Any]], weights: str | None, where: str) -> str:
-    """The path of the container to use."""
+def _only(containers: dict[str, dict[Any, Any]], weights: str | None, where: str) -> tuple[str, tuple[str, ...]]:
+    """The path of the container to use, and its companions, which were left."""
     candidates = [path for path, table in containers.items() if any(map(_is_matrix, table.values()))]
     shown = ", ".join(f"{path!r} ({len(containers[path])} entries)" for path in candidates[:LISTED])
     if weights is not None:
         if weights not in containers:
             raise LayoutError(f"{where} holds no weights named {weights!r}; it holds {shown or 'none'}")
-        return weights
+        return weights, ()
     if not candidates:
         raise LayoutError(f"{where} holds no weights: expected a dict from names to tensors, as state_dict() gives")
-    if len(candidates) > 1:
-        raise LayoutError(
-            f"{where} holds {len(candidates)} sets of weights: {shown}. Choose one with --set weights=NAME, "
-            f"for example --set weights={candidates[0]}"
-        )
-    return candidates[0]
+    for path in candidates:
+        others = [other for other in candidates if other != path]
+        if COMPANIONS.get(path, set()).issuperset(others):
+            return path, tuple(others)
+    raise LayoutError(
+        f"{where} holds {len(candidates)} sets of weights: {shown}. Choose one with --set weights=NAME, "
+        f"for example --set weights={candidates[0]}"
+    )
+
+
+def _last(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _is_matrix(value: Any) -> bool:

@@ -11,6 +11,8 @@ import onnx
 
 from mae_export.errors import GraphError
 from mae_export.export.build_log import BuildLog
+from mae_export.export.eight_bit import QuantizedAttention, quantized_attention
+from mae_export.export.eight_bit import fallbacks as eight_bit_fallbacks
 from mae_export.runtime.engine_file import Achieved, EngineLayer
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
@@ -34,11 +36,13 @@ class Asked:
         operators: operator of each node by its name, in order.
         attention: softmax nodes of the attention blocks.
         products: data type of each node that multiplies with weights, as TensorRT spells it.
+        quantized: attention blocks with 8-bit probabilities.
     """
 
     operators: dict[str, str]
     attention: tuple[str, ...]
     products: dict[str, str]
+    quantized: tuple[QuantizedAttention, ...] = ()
 
 
 def read_asked(path: Path) -> Asked:
@@ -52,7 +56,13 @@ def read_asked(path: Path) -> Asked:
     operators = {node.name: node.op_type for node in nodes}
     if len(operators) != len(nodes):
         raise GraphError(f"nodes of {path} have no names of their own; expected a graph written by `mae-export export`")
-    return Asked(operators=operators, attention=tuple(_attention(nodes)), products=_products(graph))
+    attention = tuple(_attention(nodes))
+    return Asked(
+        operators=operators,
+        attention=attention,
+        products=_products(graph),
+        quantized=tuple(quantized_attention(graph, attention)),
+    )
 
 
 def _attention(nodes: list[onnx.NodeProto]) -> Iterator[str]:
@@ -110,11 +120,16 @@ def judge(asked: Asked, log: BuildLog, *, profiles: int) -> Achieved:
         if node in asked.products
     ]
     attention, fused = len(asked.attention) * profiles, sum(layer.fused_attention for layer in log.layers)
+    taken = Counter(tensor.dtype for layer in log.layers if layer.fused_attention for tensor in layer.inputs[:1])
+    fallbacks = [
+        *_fallbacks(products, attention - fused, attention, bool(log.layers)),
+        *eight_bit_fallbacks(asked.quantized, taken, profiles),
+    ]
     return Achieved(
         attention=attention,
         fused=fused,
         gemms=dict(Counter(found for found, _ in products)),
-        fallbacks=tuple(_fallbacks(products, attention - fused, attention, bool(log.layers))),
+        fallbacks=tuple(fallbacks),
         activation_bytes=log.activation_bytes,
         weights_bytes=log.weights_bytes,
         layers=tuple(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +17,17 @@ from mae_export.errors import GraphError, MachineError, MaeExportError, Resource
 from mae_export.export import flavour
 from mae_export.export.build_log import KEPT
 from mae_export.runtime.engine_file import Backend
+from mae_export.runtime.tensorrt_api import NAMES, Record, make_logger, shown_errors
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 SECONDS_BETWEEN_STEPS = 0.1  # some phases have thousands of steps
-SHOWN_ERRORS = 3
-MEMORY_SIGNS = ("out of memory", "outofmemory", "insufficient memory", "bad_alloc", "workspace limit")
+MEMORY_SIGNS = (
+    *("out of memory", "outofmemory", "insufficient memory", "bad_alloc", "workspace limit"),
+    *("memory allocation", "cannot allocate memory", "memoryerror", "failed to map segment"),
+    *("resource temporarily unavailable", "can't start new thread"),
+)
 DEVICE_SIGNS = ("cuda initialization failure", "cudaerror", "no cuda-capable", "cuda driver", "cuda failure")
 Report = Callable[[str, int, int], None]
 
@@ -61,7 +65,8 @@ def compile_plan(job: BuildJob, report: Report, stop: threading.Event) -> None:
     """
     import tensorrt as trt
 
-    logger, records = make_logger()
+    records: list[Record] = []
+    logger = make_logger(trt, records, KEPT)
     builder = trt.Builder(logger)
     if builder is None:
         raise build_error(records, job)
@@ -87,23 +92,6 @@ def compile_plan(job: BuildJob, report: Report, stop: threading.Event) -> None:
         file.write(memoryview(plan))
     if job.timing_cache is not None:
         Path(job.timing_cache).write_bytes(flavour.timing_cache_bytes(config))
-
-
-def make_logger() -> tuple[trt.ILogger, list[tuple[str, str]]]:
-    """A logger, of which a process may have one only, and the (severity, text) records that will appear in it."""
-    import tensorrt as trt
-
-    records: list[tuple[str, str]] = []
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            if severity != trt.ILogger.Severity.VERBOSE or msg.startswith(KEPT):
-                records.append((severity.name, msg))
-
-    return Logger(), records
 
 
 def make_monitor(report: Report, stop: threading.Event) -> trt.IProgressMonitor:
@@ -146,6 +134,7 @@ def configure(builder: trt.Builder, config: trt.IBuilderConfig, job: BuildJob) -
     """
     import tensorrt as trt
 
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 of the graph stays float32: precision is the graph's alone
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # what was planned is read from the log
     flavour.set_targets(config, job.targets)
     if job.workspace is not None:
@@ -176,14 +165,14 @@ def refusal(parser: trt.OnnxParser, job: BuildJob) -> str:
         if not parser.supports_operator(operator):
             lines.setdefault(name, f"({operator}): no such operator")
     named = "".join(f"\n  {name} {line}" for name, line in lines.items())
-    return f"{flavour.NAMES[job.backend]} cannot read {len(lines)} nodes of {Path(job.graph).name}:{named}"
+    return f"{NAMES[job.backend]} cannot read {len(lines)} nodes of {Path(job.graph).name}:{named}"
 
 
-def build_error(records: list[tuple[str, str]], job: BuildJob) -> MaeExportError:
+def build_error(records: list[Record], job: BuildJob) -> MaeExportError:
     """The error that the builder's last messages amount to."""
-    said = "; ".join(_errors(records)) or "the builder gave no reason"
+    said = shown_errors(records) or "the builder gave no reason"
     lowered = said.lower()
-    name, graph = flavour.NAMES[job.backend], Path(job.graph).name
+    name, graph = NAMES[job.backend], Path(job.graph).name
     if any(sign in lowered for sign in MEMORY_SIGNS):
         return ResourceError(
             f"{name} has too little memory to build {graph}: {said}. Raise or leave out --workspace, or build with a "
@@ -192,8 +181,3 @@ def build_error(records: list[tuple[str, str]], job: BuildJob) -> MaeExportError
     if any(sign in lowered for sign in DEVICE_SIGNS):
         return MachineError(f"{name} found no GPU that it can use: {said}. See `mae-export doctor`")
     return GraphError(f"{name} cannot build {graph} ({job.precision}) for {', '.join(job.targets)}: {said}")
-
-
-def _errors(records: list[tuple[str, str]]) -> Iterator[str]:
-    errors = [text for severity, text in records if severity in ("ERROR", "INTERNAL_ERROR")]
-    yield from dict.fromkeys(errors[:SHOWN_ERRORS])

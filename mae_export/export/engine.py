@@ -1,4 +1,5 @@
-"""Graph to engine: check the plan, build in a child process, judge what was planned, and put plan and sidecar in place.
+"""Graph to engine: check the plan, build in a child process, judge what was planned and what it computes, and put plan
+and sidecar in place.
 
 Nothing appears at its final name unless the whole build went well, and the sidecar comes last: a reader that finds a
 plan without its sidecar, or with another plan's, refuses it.
@@ -22,7 +23,9 @@ from mae_export.errors import InputError, MachineError, MaeExportError, Resource
 from mae_export.export import flavour
 from mae_export.export.achieved import judge, read_asked
 from mae_export.export.build_log import parse_build_log
-from mae_export.export.build_plan import BuildJob
+from mae_export.export.build_plan import MEMORY_SIGNS, BuildJob
+from mae_export.export.eight_bit import require_tokens
+from mae_export.export.engine_proof import prove
 from mae_export.export.plan import (
     SMALL_LEVEL,
     EnginePlan,
@@ -33,12 +36,19 @@ from mae_export.export.plan import (
 )
 from mae_export.files import model_files, put_in_place, require_place, sha256_files, staging
 from mae_export.manifest import Ancestor, Manifest
+from mae_export.runtime.buckets import holds
 from mae_export.runtime.doctor import nvidia_gpus
 from mae_export.runtime.engine_file import Achieved, Backend, EngineSidecar, Profile, sidecar_path
+from mae_export.runtime.probes import golden_ids
+from mae_export.runtime.tensorrt_api import NAMES
 
 GRACE_SECONDS = 3.0  # for a build to stop at its next step before its process is killed
 TIMING_CACHE = "timing.cache"
 LAST_WORDS = 400  # characters of what a crashed builder printed
+NO_GOLDEN = (
+    "no profile holds a quarter of the patches, which the golden image shows; the engine opens only if it was compared "
+    "with its graph when it was built"
+)
 Progress = Callable[[str, int, int], bool]
 
 
@@ -62,15 +72,16 @@ def build(graph_path: Path, out: Path, *, plan: EnginePlan, progress: Progress |
         progress: told (phase, steps done, steps in all); returns False to cancel.
 
     Returns:
-        The sidecar. It is unproven: the engine was not run.
+        The sidecar. It is proven where a GPU of the targets is here: then the engine was compared with its graph.
 
     Raises:
         UsageError: when `out` exists and `force` is not set, or the backend cannot honour an option.
-        InputError: when a profile does not fit the graph.
+        InputError: when a profile does not fit the graph, or gives 8-bit attention tokens that no builder fuses.
         GraphError: when the file is no graph of ours, or TensorRT cannot build it; refused nodes are named.
         MachineError: when the backend or a GPU is missing, the version is known to be wrong, or the builder crashed.
         ResourceError: when memory or disk ran out.
-        VerificationError: when the engine falls back and the plan is strict.
+        VerificationError: when the engine falls back and the plan is strict, or when it disagrees with its graph; then
+            it is kept as `OUT.rejected`.
         KeyboardInterrupt: when `progress` returned False, as on Ctrl-C; nothing is left behind.
     """
     require_place(out, suffix=".engine", force=plan.force)
@@ -79,8 +90,10 @@ def build(graph_path: Path, out: Path, *, plan: EnginePlan, progress: Progress |
     manifest = graph.read_manifest(graph_path)
     wanted = _definite(plan, manifest)
     asked = read_asked(graph_path)
+    require_tokens(asked.quantized, wanted.profiles, manifest)
     with staging(out) as folder:
-        job = _job(graph_path, folder, plan=plan, wanted=wanted, manifest=manifest, operators=asked.operators)
+        staged = folder / out.name
+        job = _job(graph_path, staged, plan=plan, wanted=wanted, manifest=manifest, operators=asked.operators)
         told = _run(job, folder, progress or (lambda *_: True))
         log = parse_build_log(Path(job.log).read_text(encoding="utf-8"))
         achieved = judge(asked, log, profiles=len(wanted.profiles))
@@ -88,16 +101,21 @@ def build(graph_path: Path, out: Path, *, plan: EnginePlan, progress: Progress |
             raise VerificationError(
                 f"{out.name} was not written, because --strict allows no fallback: {'; '.join(achieved.fallbacks)}"
             )
-        staged = Path(job.plan)
         engine = replace(
             manifest,
             made_from=(*manifest.made_from, _ancestor(graph_path)),
-            tools={**manifest.tools, flavour.NAMES[wanted.backend]: told.version},
+            tools={**manifest.tools, NAMES[wanted.backend]: told.version},
             verification=None,
+            golden=manifest.golden if _runs_golden(wanted.profiles, manifest) else None,
             target={"backend": wanted.backend, "version": told.version, "gpus": list(wanted.targets)},
         )
         sidecar = _sidecar(staged, plan, wanted, told=told, achieved=achieved, manifest=engine)
-        _put_both_in_place(staged, out, sidecar, plan.timing_cache)
+        _write_sidecar(staged, sidecar)
+        with graph.judging(staged, out):
+            verification = prove(staged, graph_path, sidecar)
+        sidecar = replace(sidecar, manifest=replace(engine, verification=verification))
+        _write_sidecar(staged, sidecar)
+        _put_both_in_place(staged, out, plan.timing_cache)
     return sidecar
 
 
@@ -131,17 +149,22 @@ def _definite(plan: EnginePlan, manifest: Manifest) -> _Wanted:
     )
 
 
+def _runs_golden(profiles: tuple[Profile, ...], manifest: Manifest) -> bool:
+    """Whether the engine can be shown the golden image; other numbers of patches would give other values."""
+    return holds(profiles, len(golden_ids(manifest.patches.count)))
+
+
 def _job(
-    graph_path: Path, folder: Path, *, plan: EnginePlan, wanted: _Wanted, manifest: Manifest, operators: dict[str, str]
+    graph_path: Path, staged: Path, *, plan: EnginePlan, wanted: _Wanted, manifest: Manifest, operators: dict[str, str]
 ) -> BuildJob:
-    cache = folder / TIMING_CACHE if plan.timing_cache else None
+    cache = staged.with_name(TIMING_CACHE) if plan.timing_cache else None
     if cache and plan.timing_cache and plan.timing_cache.is_file():
         shutil.copyfile(plan.timing_cache, cache)
     return BuildJob(
         backend=wanted.backend,
         graph=str(graph_path.resolve()),
-        plan=str(folder / "plan"),
-        log=str(folder / "log"),
+        plan=str(staged),
+        log=str(staged.with_name("log")),
         operators=operators,
         precision=manifest.precision,
         targets=wanted.targets,
@@ -172,21 +195,23 @@ def _sidecar(
         workspace=plan.workspace_limit,
         level=wanted.level,
         low_memory=plan.low_memory,
-        warnings=told.warnings,
+        warnings=told.warnings if manifest.golden else (*told.warnings, NO_GOLDEN),
         achieved=achieved,
         manifest=manifest,
     )
 
 
-def _put_both_in_place(staged: Path, out: Path, sidecar: EngineSidecar, timing_cache: Path | None) -> None:
-    text = staged.with_name("sidecar")
-    text.write_text(sidecar.to_json(), encoding="utf-8")
+def _write_sidecar(engine: Path, sidecar: EngineSidecar) -> None:
+    sidecar_path(engine).write_text(sidecar.to_json(), encoding="utf-8")
+
+
+def _put_both_in_place(staged: Path, out: Path, timing_cache: Path | None) -> None:
     if timing_cache is not None:
         with staging(timing_cache) as folder:  # it may be on another disk
             shutil.copyfile(staged.with_name(TIMING_CACHE), folder / TIMING_CACHE)
             put_in_place(folder / TIMING_CACHE, timing_cache)
     put_in_place(staged, out)
-    put_in_place(text, sidecar_path(out))
+    put_in_place(sidecar_path(staged), sidecar_path(out))
 
 
 @contextmanager
@@ -234,10 +259,10 @@ def _run(job: BuildJob, folder: Path, progress: Progress) -> _Told:
 
 def _crash(code: int, printed: str) -> Exception:
     words = printed.strip()[-LAST_WORDS:] or "nothing"
-    if code == -signal.SIGKILL or "bad_alloc" in printed:
+    if code == -signal.SIGKILL or any(sign in printed.lower() for sign in MEMORY_SIGNS):
         return ResourceError(
-            "the builder was killed, as the system does when memory runs out; nothing was written. Close other "
-            "programs, or build with --low-memory, a smaller --batch or fewer profiles"
+            "the builder was killed, as the system does when memory runs out, or got none; nothing was written. Close "
+            "other programs, or build with --low-memory, a smaller --batch or fewer profiles"
         )
     if code < 0:
         name = signal.Signals(-code).name

@@ -1,5 +1,7 @@
 """Every difference between the builders: TensorRT 10.3 (JetPack 6), 10.13, 10.14 and later, 11, and TensorRT-RTX 1.
 
+Those of loading and running, and the list of names that some versions lack, are in `runtime/tensorrt_api.py`.
+
 What all of them share, and `build_plan.py` therefore uses without asking: strongly typed networks, `OnnxParser` by
 path, optimization profiles, `IProgressMonitor`, `WORKSPACE`, `max_aux_streams`, detailed profiling verbosity and
 `build_serialized_network`. Never used, because 11 dropped them: precision flags, calibrators, `EXPLICIT_BATCH`, layer
@@ -8,8 +10,6 @@ precisions. Never used, because 10.3 lacks them: `add_attention`, `build_seriali
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,29 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 from mae_export.errors import MachineError, UsageError
 from mae_export.export.plan import THIS, EnginePlan
+from mae_export.runtime.cuda import open_device
 from mae_export.runtime.doctor import nvidia_gpus
 from mae_export.runtime.engine_file import Backend
+from mae_export.runtime.tensorrt_api import NAMES, find_module, import_backend
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-MODULES: dict[Backend, tuple[str, ...]] = {
-    "tensorrt": ("tensorrt",),
-    "rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),  # the first only re-exports the second
-}
-NAMES: dict[Backend, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")  # no Hopper, no Jetson
 # Named always: with no target set the builder claims GPUs that cannot run BF16 or FP8.
 RTX_DEFAULT_TARGETS = ("sm86", "sm89", "sm120")
-
-
-def find_module(backend: Backend) -> str | None:
-    """Name of the module of a backend that is installed; packages of type stubs alone do not count."""
-    for name in MODULES[backend]:
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.origin is not None:
-            return name
-    return None
 
 
 def choose_backend(plan: EnginePlan) -> Backend:
@@ -69,23 +57,45 @@ def resolve_targets(backend: Backend, plan: EnginePlan) -> tuple[str, ...]:
         UsageError: when the backend cannot build for them.
         MachineError: when this machine's GPU is needed and there is none.
     """
-    if backend == "rtx" and plan.targets != (THIS,):
-        unknown = [name for name in plan.targets if name not in RTX_TARGETS]
-        if unknown:
-            raise UsageError(
-                f"TensorRT-RTX cannot build for {', '.join(unknown)}; it knows {', '.join(RTX_TARGETS)}. "
-                "For others use --backend tensorrt on a machine with that GPU"
-            )
-        return plan.targets or RTX_DEFAULT_TARGETS
-    here = {f"sm{gpu.compute_capability.replace('.', '')}" for gpu in nvidia_gpus()[:1]}
-    if backend == "tensorrt" and plan.targets not in ((), (THIS,)) and set(plan.targets) != here:
+    if backend == "rtx":
+        return _rtx_targets(plan)
+    here = _gpu_here()
+    if plan.targets not in ((), (THIS,)) and plan.targets != here:
         raise UsageError(
             f"TensorRT builds for the GPU of its own machine ({', '.join(here) or 'none found'}), "
             f"not for {', '.join(plan.targets)}; build there, or use --backend rtx for GeForce and RTX boards"
         )
-    if backend == "rtx" and not here:
+    return here or (THIS,)
+
+
+def _rtx_targets(plan: EnginePlan) -> tuple[str, ...]:
+    targets = plan.targets or RTX_DEFAULT_TARGETS
+    if targets == (THIS,):
+        targets = _gpu_here()
+    if not targets:
         raise MachineError("--target this needs an NVIDIA GPU and nvidia-smi lists none; name it, such as sm86")
-    return tuple(here) or (THIS,)  # nvidia-smi is missing on some Jetson boards
+    unknown = [name for name in targets if name not in RTX_TARGETS]
+    if unknown:
+        raise UsageError(
+            f"TensorRT-RTX cannot build for {', '.join(unknown)}; it knows {', '.join(RTX_TARGETS)}. "
+            "For others use --backend tensorrt on a machine with that GPU"
+        )
+    return targets
+
+
+def _gpu_here() -> tuple[str, ...]:
+    """The compute capability of the GPU that CUDA takes; () when there is none.
+
+    CUDA is asked where nvidia-smi is missing, as on some Jetsons, or lists several kinds, of which it need not be the
+    first.
+    """
+    listed = list(dict.fromkeys(f"sm{gpu.compute_capability.replace('.', '')}" for gpu in nvidia_gpus()))
+    if len(listed) == 1:
+        return (listed[0],)
+    try:
+        return (open_device().target,)
+    except MachineError:
+        return tuple(listed[:1])
 
 
 def refuse_unhonoured(backend: Backend, plan: EnginePlan) -> None:
@@ -106,13 +116,7 @@ def load(backend: Backend) -> ModuleType:
     Raises:
         MachineError: when it cannot be imported.
     """
-    name = find_module(backend)
-    if name is None:
-        raise MachineError(f"{NAMES[backend]} is not installed; run: pip install 'mae-export[{backend}]'")
-    try:
-        module = importlib.import_module(name)
-    except (ImportError, OSError, AttributeError) as error:
-        raise MachineError(f"{NAMES[backend]} cannot be imported ({error}); install it again") from error
+    module = import_backend(backend)
     sys.modules["tensorrt"] = module
     return module
 

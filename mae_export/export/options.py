@@ -9,6 +9,7 @@ from typing import Literal
 from mae_export.errors import UsageError
 from mae_export.manifest import MaskMode
 
+Rival = Literal["torch", "compile", "torch-bf16"]  # what PyTorch does beside a graph; see `rivals.py`
 Half = Literal["fp16", "bf16"]
 OPSETS = range(18, 23)  # from 23 on torch writes Attention nodes, which TensorRT before 10.14 cannot read
 

@@ -22,11 +22,10 @@ from mae_export.encoders.encoder import Encoder
 from mae_export.encoders.load import LoadReport
 from mae_export.errors import GraphError, InputError, VerificationError
 from mae_export.export.islands import choose_fp32
-from mae_export.export.options import ConvertOptions, TraceOptions
+from mae_export.export.options import ConvertOptions, Half, TraceOptions
 from mae_export.export.ranges import Ranges, measure
-from mae_export.export.retype import retype
+from mae_export.export.retype import TYPES, retype
 from mae_export.export.rounding import make_twin
-from mae_export.export.storage import save
 from mae_export.export.trace import export_graph
 from mae_export.files import model_files, put_in_place, require_place, sha256_files, staging
 from mae_export.manifest import Ancestor, Manifest, Verification
@@ -35,12 +34,13 @@ from mae_export.runtime.golden import golden_of
 from mae_export.runtime.metrics import agreement, feature_vectors
 from mae_export.runtime.probes import adversarial_images, golden_feeds, probe_photos
 from mae_export.runtime.session import Session, open_session
+from mae_export.runtime.thresholds import CONVERSION
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
 Outputs = dict[str, Array]
-COSINE = {"fp16": 0.9999, "bf16": 0.999}  # that every feature must reach
 BATCH = 8
+FLOAT32, EIGHT = "fp32", ("int8", "fp8")
 
 
 def convert(
@@ -54,7 +54,8 @@ def convert(
     """Write a half-precision graph that was proven against its float32 source; otherwise leave `OUT.rejected`.
 
     Args:
-        source: a float32 graph written by `mae-export export`.
+        source: a float32 graph written by `mae-export export`, or one of `mae-export quantize`, whose products stay in
+            8 bits.
         out: ends in .onnx.
         options: what is wanted.
         images: uint8 [n, H, W, C], prepared for the graph, shown to it besides the probe images.
@@ -66,12 +67,12 @@ def convert(
     Raises:
         UsageError: when `out` exists and `force` is not set.
         InputError: when the images do not fit the graph.
-        GraphError: when the source is no float32 graph of ours, or ONNX Runtime refuses the result.
+        GraphError: when the source is no such graph, or ONNX Runtime refuses the result.
         VerificationError: when the result disagrees with the source.
     """
     tell = progress or (lambda _: None)
     require_place(out, suffix=".onnx", force=options.force)
-    manifest = _source_manifest(source)
+    manifest = _source_manifest(source, options.precision)
     feeds = dict(_scenes(manifest, images))
     with staging(out) as folder:
         staged = folder / out.name
@@ -79,7 +80,10 @@ def convert(
         ranges, expected = measure(ir.load(source), folder / "measured.onnx", list(feeds.values()))
         tell("converting")
         fp32_nodes = _write(source, staged, ranges, options)
-        manifest = replace(_descendant(manifest, source), precision=options.precision, fp32_nodes=fp32_nodes)
+        precision = options.precision if manifest.precision == "fp32" else manifest.precision
+        manifest = replace(
+            _descendant(manifest, source), precision=precision, fp32_nodes=manifest.fp32_nodes | fp32_nodes
+        )
         graph.write_manifest(staged, manifest)
         with graph.judging(staged, out):
             tell("comparing with the float32 graph")
@@ -117,18 +121,37 @@ def _write(source: Path, staged: Path, ranges: Ranges, options: ConvertOptions) 
     model = ir.load(source)
     fp32_nodes = choose_fp32(model, ranges, half=options.precision, headroom=options.headroom)
     retype(model, options.precision, fp32_nodes)
-    save(model, staged)
+    graph.save(model, staged)
     return fp32_nodes
 
 
-def _source_manifest(source: Path) -> Manifest:
+def _source_manifest(source: Path, half: Half) -> Manifest:
     manifest = graph.read_manifest(source)
-    if manifest.precision != "fp32":
-        raise GraphError(f"{source} is {manifest.precision} already; expected fp32: convert the graph it was made from")
+    if manifest.precision not in (FLOAT32, *EIGHT):
+        raise GraphError(
+            f"{source} is {manifest.precision} already; expected fp32, int8 or fp8: convert the graph it was made from"
+        )
     graph.check(source)
-    for node in ir.load(source).graph:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            raise GraphError(f"{source} is quantized (node {node.name!r}); expected fp32: convert the graph before it")
+    model = ir.load(source)
+    quantized = next((node for node in model.graph if node.op_type in ("QuantizeLinear", "DequantizeLinear")), None)
+    if quantized is not None and manifest.precision == FLOAT32:
+        raise GraphError(
+            f"{source} is quantized (node {quantized.name!r}); expected fp32, or a graph of `mae-export quantize`"
+        )
+    lowered = next((node for node in model.graph if node.domain), None)
+    if lowered is not None:
+        raise GraphError(
+            f"{source} is lowered for ONNX Runtime (node {lowered.name!r}), which nothing else reads; expected Q/DQ: "
+            "quantize without --lower, and convert that"
+        )
+    typed = next((v for v in model.graph.initializers.values() if v.dtype in TYPES.values()), None)
+    if typed is not None:
+        raise GraphError(
+            f"{source} holds {typed.dtype} (tensor {typed.name!r}) already; expected float32 beside the 8 bits: "
+            "convert the graph it was made from"
+        )
+    if half == "bf16" and manifest.precision != FLOAT32:
+        raise GraphError(f"{source} is {manifest.precision}; the rest of it can be fp16 only: use --precision fp16")
     return manifest
 
 
@@ -159,7 +182,7 @@ def _prove(staged: Path, manifest: Manifest, feeds: dict[str, Feeds], reference:
     ranges, found = measure(make_twin(ir.load(staged)), twin, [*feeds.values(), golden_feeds(manifest)])
     golden = found.pop()
     checks = [check for case in zip(feeds, found, reference, strict=True) for check in _checks(manifest, *case)]
-    if manifest.precision == "fp16":  # the CPU provider has no bfloat16 kernels
+    if manifest.precision != "bf16":  # the CPU provider has no bfloat16 kernels
         with open_session(staged) as session:
             names = (f"{name}, in ONNX Runtime" for name in feeds)
             found = [_run(session, scene) for scene in feeds.values()]
@@ -187,7 +210,7 @@ def _run(session: Session, feeds: Feeds) -> Outputs:
 
 
 def _checks(manifest: Manifest, scene: str, found: Outputs, expected: Outputs) -> Iterator[Check]:
-    limit = round(1 - COSINE[manifest.precision], 6)
+    limit = round(1 - CONVERSION[manifest.precision], 6)
     for name, values in found.items():
         agreed = agreement(feature_vectors(name, values), feature_vectors(name, expected[name]))
         yield Check(name=scene, output=name, error=max(0.0, 1 - agreed.centred_cosine.minimum), limit=limit)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
-from mae_export.export.storage import save
+from mae_export.graph import save
 
 Array = npt.NDArray[Any]
 Axis = int | None  # of the vectors whose Euclidean norm is taken; None: each element by itself

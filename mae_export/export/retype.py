@@ -70,7 +70,8 @@ def _require_float32(model: ir.Model) -> None:
 
 
 def _is_float(value: ir.Value) -> bool:
-    return value.dtype is not None and value.dtype.is_floating_point()
+    """Whether a tensor holds floats of 16 bits or more; 8-bit ones are stored numbers, like integers."""
+    return value.dtype is not None and value.dtype.is_floating_point() and value.dtype.itemsize > 1
 
 
 def _as_type(

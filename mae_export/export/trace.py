@@ -21,15 +21,15 @@ from torch import Tensor
 
 from mae_export import __version__, graph
 from mae_export.encoders.encoder import Encoder
-from mae_export.encoders.families import FAMILIES
+from mae_export.encoders.families.installed import families
 from mae_export.encoders.load import LoadReport
 from mae_export.errors import GraphError, UsageError
 from mae_export.export.options import TraceOptions
-from mae_export.export.storage import EMBEDDED_LIMIT, save
-from mae_export.export.verify import TorchSession, require, verify
+from mae_export.export.verify import TorchSession, verify
 from mae_export.export.view import PREDICTIONS, ExportView
 from mae_export.files import put_in_place, require_place, staging
-from mae_export.manifest import Ancestor, Manifest, Patches, TensorSpec
+from mae_export.manifest import Ancestor, Manifest, MaskMode, Patches, TensorSpec
+from mae_export.runtime.compare import require
 from mae_export.runtime.golden import golden_of
 from mae_export.runtime.probes import golden_feeds
 from mae_export.runtime.session import open_session
@@ -47,6 +47,11 @@ FEATURES = (
     "reconstruction",
     "prediction",
 )
+_TRAINED: dict[MaskMode, str] = {  # what an input's note adds when it is not how the family was trained
+    "keep": "trained by dropping masked patches, not by replacing them",
+    "mask-token": "trained by replacing masked patches with a learned token, never by dropping them",
+    "none": "trained on all patches, none of them masked",
+}
 Progress = Callable[[str], None]
 
 
@@ -71,7 +76,7 @@ def export_graph(
         The manifest inside the graph.
 
     Raises:
-        UsageError: when `out` exists and `force` is not set, or a feature does not exist.
+        UsageError: when `out` exists and `force` is not set, or a feature or the mask token does not exist.
         InputError: when the image size does not fit the patch.
         GraphError: when the traced graph is invalid or ONNX Runtime refuses it.
         VerificationError: when the graph disagrees with PyTorch.
@@ -79,6 +84,7 @@ def export_graph(
     options = options or TraceOptions()
     tell = progress or (lambda _: None)
     require_place(out, suffix=".onnx", force=options.force)
+    _require_mask(encoder.spec, options)
     _require_features(encoder.spec, options)
     if options.image_size is not None:
         encoder = encoder.resized(options.image_size)
@@ -96,6 +102,14 @@ def export_graph(
         graph.write_manifest(staged, manifest)
         put_in_place(staged, out)
     return manifest
+
+
+def _require_mask(spec: EncoderSpec, options: TraceOptions) -> None:
+    if options.mask == "mask-token" and not spec.mask_token:
+        raise UsageError(
+            f"--mask mask-token needs a learned mask token, which this {spec.family} checkpoint does not hold; "
+            "choose --mask none, keep or patches"
+        )
 
 
 def _require_features(spec: EncoderSpec, options: TraceOptions) -> None:
@@ -143,6 +157,7 @@ def _manifest(encoder: Encoder, report: LoadReport, options: TraceOptions) -> Ma
             "python": platform.python_version(),
             "torch": torch.__version__,
         },
+        licence=report.licence,
     )
 
 
@@ -153,11 +168,16 @@ def _inputs(spec: EncoderSpec, options: TraceOptions) -> Iterator[TensorSpec]:
     else:
         shape = ("batch", *spec.image.size, spec.image.channels)
         yield TensorSpec(name="images", dtype="uint8", shape=shape, note="RGB as decoded")
+    trained = families()[spec.family].trained
     if options.mask == "mask-token":
         note = "True where the learned mask token replaces the patch, in raster order"
+        if trained != "mask-token":
+            note += f"; this family was {_TRAINED[trained]}"
         yield TensorSpec(name="mask", dtype="bool", shape=("batch", spec.patches), note=note)
     elif options.mask != "none":
         note = "raster index of each visible patch, each at most once per row"
+        if trained != "keep":
+            note += f"; this family was {_TRAINED[trained]}"
         yield TensorSpec(name="ids_keep", dtype="int64", shape=("batch", "kept"), note=note)
     if options.ragged:
         note = "how many of ids_keep are real; the rest is padding with any valid index"
@@ -181,10 +201,12 @@ def _output(spec: EncoderSpec, options: TraceOptions, name: str) -> TensorSpec:
         "attention": (spec.heads, tokens, tokens),
     }
     kind = re.sub(r"_\d+$", "", name)
-    note = FAMILIES[spec.family].outputs(spec).get(name, "")
+    note = families()[spec.family].outputs(spec).get(name, "")
     if kind == "layer":
         first = "the class token is token 0, then " if prefix else ""
         note = f"tokens after the block, before any final norm; {first}{kept} patches"
+    if options.mask == "mask-token" and kind in ("patch_tokens", "layer"):
+        note += "; every patch has its place, masked ones too"
     if kind in PREDICTIONS and spec.decoder is not None:
         note += f"; target: {spec.decoder.target}"
     return TensorSpec(name=name, dtype="float32", shape=("batch", *shapes.get(kind, (spec.dim,))), note=note)
@@ -213,7 +235,7 @@ def _trace(encoder: Encoder, manifest: Manifest, opset: int, path: Path) -> None
     if program is None:
         raise GraphError("torch.onnx.export returned nothing; report this with the checkpoint's layout")
     _name_nodes(program.model)
-    save(program.model, path, embedded=EMBEDDED_LIMIT)
+    graph.save(program.model, path)
 
 
 def _name_nodes(model: onnx_ir.Model) -> None:

@@ -20,7 +20,6 @@ from torch import Tensor
 from mae_export.encoders.encoder import Encoder, padding_mask
 from mae_export.encoders.load import load_encoder
 from mae_export.encoders.overrides import Overrides
-from mae_export.errors import VerificationError
 from mae_export.export.view import ExportView
 from mae_export.manifest import Manifest, Verification
 from mae_export.runtime.compare import Report, compare
@@ -148,19 +147,3 @@ def _as_exported(encoder: dict[str, Any], overrides: Overrides) -> Overrides:
         stated["decoder_heads"] = encoder["decoder"]["heads"]
     wanted = {name: value for name, value in stated.items() if getattr(overrides, name) is None}
     return replace(overrides, **wanted)
-
-
-def require(report: Report, kept_as: str) -> None:
-    """Raise unless the report passed.
-
-    Raises:
-        VerificationError: naming the worst output, the comparison, and where the rejected file is.
-    """
-    if report.passed:
-        return
-    worst = report.worst
-    failed = sum(not check.passed for check in report.checks)
-    raise VerificationError(
-        f"output {worst.output!r} is off by {worst.error:.3g} (limit {worst.limit:g}) with {worst.name}; "
-        f"{failed} of {len(report.checks)} checks failed against {report.reference}. {kept_as}"
-    )

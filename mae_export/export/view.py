@@ -73,7 +73,7 @@ class ExportView(nn.Module):
             num_keep: int32 [B] when ragged.
         """
         ids_keep, hidden = (None, chosen) if self.mask == "mask-token" else (chosen, None)
-        patches = pixels.to(torch.float32)
+        patches = pixels.to(self.get_buffer("embed_weight").dtype)
         if self.mask != "patches":
             patches = self.cut(patches, ids_keep)
         embedded = patches @ self.get_buffer("embed_weight") + self.get_buffer("embed_bias")

@@ -163,7 +163,7 @@ def save_pictures(rows: Sequence[PictureRow], path: Path) -> None:
     """
     figure = Figure(figsize=(16, 1 + 14 * len(rows) / max(1, len(rows[0].pictures))), dpi=DPI, layout="constrained")
     _draw_pictures(figure.add_subplot(), rows)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_speed_curve(curve: SpeedCurve, path: Path) -> None:
@@ -174,7 +174,7 @@ def save_speed_curve(curve: SpeedCurve, path: Path) -> None:
     """
     figure = Figure(figsize=(8, 8), dpi=DPI, layout="constrained")
     _draw_speed(figure.add_subplot(2, 1, 1), figure.add_subplot(2, 1, 2), curve)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def demo_figure(rows: Sequence[PictureRow], curve: SpeedCurve, path: Path, *, title: str) -> None:
@@ -189,7 +189,7 @@ def demo_figure(rows: Sequence[PictureRow], curve: SpeedCurve, path: Path, *, ti
     grid = figure.add_gridspec(2, 2, width_ratios=(2.1, 1))
     _draw_pictures(figure.add_subplot(grid[:, 0]), rows)
     _draw_speed(figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1]), curve)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _pixels(predicted: Array, true: Array, manifest: Manifest) -> tuple[Array, str]:
@@ -262,7 +262,12 @@ def _draw_speed(upper: Axes, lower: Axes, curve: SpeedCurve) -> None:
     lower.legend(frameon=False, fontsize=11, loc="upper right")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all.
+
+    Raises:
+        InputError: when the folder cannot be written.
+    """
     with staging(path) as folder:
         staged = folder / path.name
         figure.savefig(staged, format="png")

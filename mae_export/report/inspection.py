@@ -9,12 +9,15 @@ from typing import Any
 from mae_export.encoders.overrides import Overrides
 from mae_export.errors import InputError
 from mae_export.files import model_files
+from mae_export.runtime.bundle import changed_files, is_bundle, read_bundle
 
 SHOWN = 12  # tensors or ids listed before "..."
 
 
-def inspect(path: Path, overrides: Overrides) -> dict[str, Any]:
-    """Describe a checkpoint, a graph or a features folder.
+def inspect(path: Path, overrides: Overrides, *, family: str | None = None) -> dict[str, Any]:
+    """Describe a checkpoint, a graph, an engine, a bundle or a features folder.
+
+    `family` is that of a checkpoint; None recognises it.
 
     Raises:
         InputError: when nothing is there, or it is none of these.
@@ -25,6 +28,8 @@ def inspect(path: Path, overrides: Overrides) -> dict[str, Any]:
         return _graph(path)
     if path.suffix == ".engine":
         return _engine(path)
+    if path.is_dir() and is_bundle(path):
+        return _bundle(path)
     if path.is_dir() and any((path / name).is_file() for name in ("manifest.json", "failures.jsonl")):
         return _features(path)
     if path.is_dir() and not (path / "config.json").is_file():
@@ -32,7 +37,7 @@ def inspect(path: Path, overrides: Overrides) -> dict[str, Any]:
             f"{path} holds neither config.json (a Hugging Face folder) nor manifest.json (finished features); "
             "give a checkpoint, an .onnx graph or a features folder"
         )
-    return _checkpoint(path, overrides)
+    return _checkpoint(path, overrides, family)
 
 
 def _graph(path: Path) -> dict[str, Any]:
@@ -62,18 +67,24 @@ def _engine(path: Path) -> dict[str, Any]:
     }
 
 
+def _bundle(path: Path) -> dict[str, Any]:
+    manifest = read_bundle(path)
+    changed = changed_files(path, manifest)
+    return {"kind": "bundle", "path": str(path), "bytes_match": not changed, "changed": changed, **asdict(manifest)}
+
+
 def _features(path: Path) -> dict[str, Any]:
     from mae_export.runtime.features import read_manifest
 
     return {"kind": "features", "path": str(path), **asdict(read_manifest(path))}
 
 
-def _checkpoint(path: Path, overrides: Overrides) -> dict[str, Any]:
+def _checkpoint(path: Path, overrides: Overrides, asked: str | None) -> dict[str, Any]:
     from mae_export.encoders.checkpoint import read_checkpoint
     from mae_export.encoders.load import load_encoder, recognise
 
     checkpoint = read_checkpoint(path, weights=overrides.weights)
-    family, layout = recognise(checkpoint)
+    family, layout = recognise(checkpoint, asked)
     described: dict[str, Any] = {
         "kind": "checkpoint",
         "path": str(path),
@@ -91,7 +102,7 @@ def _checkpoint(path: Path, overrides: Overrides) -> dict[str, Any]:
         "first_tensors": {name: list(tensor.shape) for name, tensor in list(checkpoint.tensors.items())[:SHOWN]},
     }
     try:
-        _, report = load_encoder(path, overrides=overrides)
+        _, report = load_encoder(path, family=asked, overrides=overrides)
     except InputError as error:
         return described | {"loads": False, "because": str(error)}
     return described | {

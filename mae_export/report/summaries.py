@@ -15,6 +15,7 @@ from mae_export.runtime.engine_file import EngineSidecar
 
 if TYPE_CHECKING:
     from mae_export.encoders.load import LoadReport
+    from mae_export.runtime.bundle import BundleManifest
     from mae_export.runtime.compare import Measured, Report
     from mae_export.runtime.extract import ExtractReport
 
@@ -74,6 +75,15 @@ def show_engine(path: Path, sidecar: EngineSidecar) -> None:
         console.say("  unproven: no GPU compared it with its graph yet")
 
 
+def show_bundle(path: Path, bundle: BundleManifest) -> None:
+    """A bundle that was written."""
+    console.say(f"{path}: {bundle.family}, mask mode {bundle.mask_mode}, features {', '.join(bundle.features)}")
+    for model in bundle.models:
+        where = f"{', '.join(model.targets)} with {model.runtime} {model.version}" if model.targets else "any machine"
+        console.say(f"  {model.file}: {model.precision}, for {where}" + ("" if model.proven else ", UNPROVEN"))
+    console.say(f"  {len(bundle.files)} files; to run it: python {path / 'app.py'} PICTURES")
+
+
 def show_extraction(out: Path, report: ExtractReport) -> None:
     """Features that were written."""
     console.say(f"{out}: {report.rows_in} in = {report.rows_ok} ok + {report.rows_failed} failed")
@@ -123,6 +133,7 @@ def show_inspection(described: dict[str, Any]) -> None:
     manifest = Manifest.from_json(json.dumps(described["manifest"]))
     show_graph(Path(described["path"]), manifest)
     shown = {"sha256": described["sha256"], "runtime": described["runtime"], "family": manifest.family}
+    shown["licence of published weights"] = manifest.licence or None
     made_from = {ancestor.name: f"{ancestor.kind}, sha256 {ancestor.sha256}" for ancestor in manifest.made_from}
     values = {key: _joined(value) for key, value in manifest.encoder.items() if key not in ("image", "family")}
     tools = ", ".join(f"{name} {version}" for name, version in manifest.tools.items())

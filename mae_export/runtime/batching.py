@@ -1,8 +1,8 @@
 """Grouping images into the batches that a graph takes: which rows travel together, and with which feeds.
 
 Graphs without `num_keep` need the same number of visible patches in every row, so rows are grouped by that number;
-ragged graphs take rows as they come, padded to the longest. In `patches` mode the visible pixels are gathered before
-anything is stacked, so only they are held and copied.
+ragged graphs take rows as they come, padded to the longest, and graphs with mask tokens take any. In `patches` mode the
+visible pixels are gathered before anything is stacked, so only they are held and copied.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mae_export.errors import UsageError
 from mae_export.manifest import Manifest
 from mae_export.runtime.padding import stack_padded
 from mae_export.runtime.patchify import patchify
-from mae_export.runtime.visible import AllVisible, Plan
+from mae_export.runtime.visible import AllVisible, Plan, hidden_patches
 
 Array = npt.NDArray[Any]
 PENDING_BATCHES = 16  # open groups hold at most this many batches of rows, however many different counts there are
@@ -73,7 +73,7 @@ def check_plan(manifest: Manifest, plan: Plan) -> None:
     if manifest.mask_mode == "none" and not isinstance(plan, AllVisible):
         raise UsageError(
             f"--visible {plan.description} hides patches, but this graph has no mask input; "
-            "export with --mask keep, or pass --visible all"
+            "export with --mask keep or mask-token, or pass --visible all"
         )
 
 
@@ -106,7 +106,7 @@ class Batcher:
         """
         if self._manifest.mask_mode == "patches":
             pixels = patchify(pixels[None], self._manifest.patches)[0, ids_keep]
-        group = 0 if self._manifest.ragged else len(ids_keep)
+        group = 0 if self._manifest.ragged or self._manifest.mask_mode == "mask-token" else len(ids_keep)
         rows = self._open.setdefault(group, [])
         rows.append(_Row(index=index, item_id=item_id, pixels=pixels, ids_keep=ids_keep))
         if len(rows) == self._size:
@@ -133,7 +133,9 @@ class Batcher:
     def _feeds(self, rows: list[_Row]) -> dict[str, Array]:
         mode = self._manifest.mask_mode
         feeds = {"patches" if mode == "patches" else "images": stack_padded([row.pixels for row in rows])}
-        if mode != "none":  # padding repeats patch 0, a valid index that `num_keep` hides
+        if mode == "mask-token":
+            feeds["mask"] = hidden_patches([row.ids_keep for row in rows], self._manifest.patches.count)
+        elif mode != "none":  # padding repeats patch 0, a valid index that `num_keep` hides
             feeds["ids_keep"] = stack_padded([row.ids_keep for row in rows])
         if self._manifest.ragged:
             feeds["num_keep"] = np.array([len(row.ids_keep) for row in rows], dtype=np.int32)

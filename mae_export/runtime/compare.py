@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mae_export.errors import InputError
+from mae_export.errors import InputError, VerificationError
 from mae_export.manifest import Manifest
 from mae_export.runtime.metrics import Agreement, agreement, feature_vectors, relative_error
 from mae_export.runtime.patchify import patchify
 from mae_export.runtime.probes import adversarial_images, probe_photos
 from mae_export.runtime.session import Session
 from mae_export.runtime.thresholds import Limits, limits_of
+from mae_export.runtime.visible import hidden_patches
 
 Array = npt.NDArray[Any]
 
@@ -137,10 +138,12 @@ def feeds_of(scene: Scene, manifest: Manifest) -> dict[str, Array]:
     """
     if manifest.mask_mode == "none":
         if scene.ids_keep is not None:
-            raise InputError("this graph has no mask input; export it with --mask keep or --mask patches")
+            raise InputError("this graph has no mask input; export it with --mask keep, patches or mask-token")
         return {"images": scene.images}
     batch, count = len(scene.images), manifest.patches.count
     ids = scene.ids_keep if scene.ids_keep is not None else np.tile(np.arange(count, dtype=np.int64), (batch, 1))
+    if manifest.mask_mode == "mask-token":
+        return {"images": scene.images, "mask": hidden_patches(_rows(ids, scene.num_keep), count)}
     feeds: dict[str, Array] = {"images": scene.images, "ids_keep": ids}
     if manifest.mask_mode == "patches":
         cells = patchify(scene.images, manifest.patches)
@@ -150,8 +153,15 @@ def feeds_of(scene: Scene, manifest: Manifest) -> dict[str, Array]:
     return feeds
 
 
+def _rows(ids: Array, num_keep: Array | None) -> list[Array]:
+    """What is visible of each row, without padding."""
+    return list(ids) if num_keep is None else [row[:kept] for row, kept in zip(ids, num_keep, strict=True)]
+
+
 def scenes(manifest: Manifest, images: Array | None = None) -> Iterator[Scene]:
     """What a model is shown: all patches, and where it takes a mask a quarter of them in random order.
+
+    Rows show different numbers of patches where a model takes that.
 
     Args:
         manifest: of the model.
@@ -167,7 +177,7 @@ def scenes(manifest: Manifest, images: Array | None = None) -> Iterator[Scene]:
     kept = max(1, count // 4)
     ids = np.stack([draws.permutation(count)[:kept] for _ in images]).astype(np.int64)
     yield Scene(name="a quarter of the patches", images=images, ids_keep=ids)
-    if manifest.ragged:
+    if manifest.ragged or manifest.mask_mode == "mask-token":
         num = draws.integers(1, kept + 1, len(images)).astype(np.int32)
         yield Scene(name="rows of different length", images=images, ids_keep=ids, num_keep=num)
 
@@ -190,7 +200,7 @@ def compare(
     names = _shared_outputs(candidate.manifest, reference.manifest)
     _require_fitting(images, candidate.manifest)
     limits = limits or limits_of(candidate.manifest.precision)
-    masked = min((candidate.manifest, reference.manifest), key=_mask_freedom)
+    masked = _common_mask(candidate.manifest, reference.manifest)
     checks: list[Check] = []
     measured: list[Measured] = []
     for scene in scenes(masked, images):
@@ -206,6 +216,22 @@ def compare(
     )
 
 
+def require(report: Report, kept_as: str) -> None:
+    """Raise unless the report passed.
+
+    Raises:
+        VerificationError: naming the worst output, the comparison, and where the rejected file is.
+    """
+    if report.passed:
+        return
+    worst = report.worst
+    failed = sum(not check.passed for check in report.checks)
+    raise VerificationError(
+        f"output {worst.output!r} is off by {worst.error:.3g} (limit {worst.limit:g}) with {worst.name}; "
+        f"{failed} of {len(report.checks)} checks failed against {report.reference}. {kept_as}"
+    )
+
+
 def _require_fitting(images: Array | None, manifest: Manifest) -> None:
     wanted = (*manifest.image.size, manifest.image.channels)
     if images is not None and (images.dtype != np.uint8 or images.shape[1:] != wanted or len(images) < 2):
@@ -215,8 +241,13 @@ def _require_fitting(images: Array | None, manifest: Manifest) -> None:
         )
 
 
-def _mask_freedom(manifest: Manifest) -> int:
-    return 0 if manifest.mask_mode == "none" else 1 + manifest.ragged
+def _common_mask(candidate: Manifest, reference: Manifest) -> Manifest:
+    """The one whose masks both models take; without any where one drops patches and the other replaces them."""
+    if "none" not in (candidate.mask_mode, reference.mask_mode):
+        replaces = [manifest.mask_mode == "mask-token" for manifest in (candidate, reference)]
+        if replaces[0] != replaces[1]:
+            return replace(candidate, mask_mode="none", ragged=False)
+    return min((candidate, reference), key=lambda manifest: (manifest.mask_mode != "none", manifest.ragged))
 
 
 def _shared_outputs(candidate: Manifest, reference: Manifest) -> list[str]:

@@ -33,6 +33,7 @@ from mae_export.runtime.features import (
 from mae_export.runtime.golden import check_golden
 from mae_export.runtime.inputs import list_items
 from mae_export.runtime.loading import Loaded, load
+from mae_export.runtime.padding import without_padding
 from mae_export.runtime.session import Session
 from mae_export.runtime.shards import Row, Shard
 from mae_export.runtime.stages import Ahead, Behind
@@ -309,7 +310,7 @@ class _Job:
         batch = ran.batch
         for at, ids_keep in enumerate(batch.ids_keep):
             missing = batch.width - len(ids_keep)
-            arrays = {spec.name: _without_padding(ran.outputs[spec.name][at], spec, missing) for spec in self.specs}
+            arrays = {spec.name: without_padding(ran.outputs[spec.name][at], spec, missing) for spec in self.specs}
             broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
             if broken:
                 message = f"{', '.join(broken)} of this image holds NaN or infinity; try fp32, or look at the image"
@@ -321,9 +322,3 @@ class _Job:
     @property
     def _stores_ids_keep(self) -> bool:
         return not isinstance(self.plan, AllVisible) or any(len(spec.shape) > 2 for spec in self.specs)
-
-
-def _without_padding(array: Array, spec: TensorSpec, missing: int) -> Array:
-    """One row of an output without the places of patches that were only padding; they are the last of their axis."""
-    dims = zip(array.shape, spec.shape[1:], strict=True)
-    return array[tuple(slice(size - missing if isinstance(dim, str) else size) for size, dim in dims)]

@@ -23,7 +23,8 @@ class FakeSession:
 
     The token of patch n, whose mean colour is c (0..1 per channel), is `c @ M + n / N` with
     `M[i, j] = cos((i + 1) * (j + 1))`. Outputs of rank 3 are the tokens of the visible patches, outputs of rank 2 their
-    mean; so hidden patches change the result, and every mask mode gives the same features.
+    mean; so hidden patches change the result, and every mask mode that drops them gives the same features. A patch
+    under `mask` is black.
 
     Args:
         manifest: of the model to stand in for.
@@ -96,6 +97,8 @@ class FakeSession:
         if "patches" in feeds:
             return feeds["patches"], feeds["ids_keep"]
         patches = patchify(feeds["images"], self._manifest.patches)
+        if "mask" in feeds:
+            patches = np.where(feeds["mask"][..., None], 0, patches)
         ids = feeds.get("ids_keep", np.tile(np.arange(patches.shape[1]), (len(patches), 1)))
         return np.take_along_axis(patches, ids[..., None], axis=1), ids
 

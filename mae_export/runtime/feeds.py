@@ -28,7 +28,8 @@ def check_feeds(manifest: Manifest, feeds: Mapping[str, Array]) -> None:
 
     Raises:
         InputError: when a feed is missing, unknown, of the wrong dtype or shape, or the batch is empty.
-        MaskError: when `ids_keep` or `num_keep` names patches that do not exist, or one patch twice.
+        MaskError: when `ids_keep` or `num_keep` names patches that do not exist, or one patch twice, or `mask` hides
+            every patch of a row.
     """
     names = [spec.name for spec in manifest.inputs]
     for name in feeds:
@@ -43,6 +44,8 @@ def check_feeds(manifest: Manifest, feeds: Mapping[str, Array]) -> None:
         _check_tensor(spec, feeds[spec.name], extents)
     if "ids_keep" in feeds:
         _check_ids(feeds["ids_keep"], feeds.get("num_keep"), manifest.patches.count)
+    if "mask" in feeds:
+        _check_mask(feeds["mask"])
 
 
 def _check_tensor(spec: TensorSpec, array: Array, extents: dict[str, tuple[int, str]]) -> None:
@@ -89,3 +92,12 @@ def _check_ids(ids: Array, num_keep: Array | None, count: int) -> None:
     if uses.max() > 1:
         row, patch = divmod(int(uses.argmax()), count)
         raise MaskError(f"ids_keep names patch {patch} more than once in row {row}; each patch may be kept once")
+
+
+def _check_mask(mask: Array) -> None:
+    empty = mask.all(axis=1)
+    if empty.any():
+        raise MaskError(
+            f"mask hides every patch of row {int(empty.argmax())}; expected at least one visible patch. True means "
+            "masked: was the mask meant inverted (~mask)?"
+        )

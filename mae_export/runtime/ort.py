@@ -1,4 +1,4 @@
-"""A session on ONNX Runtime."""
+"""A session on ONNX Runtime, on the CPU or through one of its providers for NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -11,36 +11,63 @@ from typing import Any
 import numpy.typing as npt
 import onnxruntime as ort
 
-from mae_export.errors import GraphError, UsageError
+from mae_export.errors import GraphError, MachineError, ResourceError, UsageError
 from mae_export.files import model_files, sha256_files
 from mae_export.manifest import METADATA_KEY, Manifest
+from mae_export.runtime.bound import BoundRuns
 from mae_export.runtime.feeds import check_feeds
+from mae_export.runtime.graph_manifest import read_manifest
+from mae_export.runtime.providers import ON_CPU, Choice, open_on_gpu
 
 _LOAD_ERRORS = tuple(
     getattr(ort.capi.onnxruntime_pybind11_state, name)
     for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented",
-                 "RuntimeException")
+                 "RuntimeException", "EPFail")
 )  # fmt: skip
+_DAMAGED = tuple(getattr(ort.capi.onnxruntime_pybind11_state, name) for name in ("InvalidProtobuf", "NoSuchFile"))
 
 
 class OrtSession:
-    """Runs a graph of ours with ONNX Runtime on the CPU.
+    """Runs a graph of ours with ONNX Runtime; safe to use from several threads.
 
     Args:
         path: the .onnx file; its data file, if any, lies next to it.
-        threads: for one operator; 0 lets ONNX Runtime choose.
+        threads: of the CPU for one operator; 0 lets ONNX Runtime choose.
+        choice: the provider, and its options.
+
+    Attributes:
+        choice: as it came out.
 
     Raises:
         GraphError: when ONNX Runtime refuses the file, or it carries no manifest.
+        MachineError: when the graph is bf16, for which the CPU has no kernels; or the provider is missing, or does not
+            run the graph.
     """
 
-    def __init__(self, path: Path, *, threads: int = 0) -> None:
+    def __init__(self, path: Path, *, threads: int = 0, choice: Choice = ON_CPU) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors reach us as exceptions; warnings would only disturb a progress bar
+        self.choice = choice
         try:
-            self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            if choice.backend == "cpu":
+                for name, value in choice.options.items():
+                    options.add_session_config_entry(name, value)
+                self._session: Any = _load(path, options)
+            else:
+                self._session, self.choice = open_on_gpu(ort, path, options, choice)
         except _LOAD_ERRORS as error:
+            if choice.backend != "cpu" and not isinstance(error, _DAMAGED):
+                raise MachineError(
+                    f"ONNX Runtime cannot run {path} with the backend {choice.backend!r} ({error}). Open it with "
+                    "backend 'cpu', or see `mae-export doctor`"
+                ) from error
+            if _promises(path, "bf16"):
+                raise MachineError(
+                    f"{path} is a bf16 graph, which ONNX Runtime cannot run on a CPU ({error}). Run: pip install "
+                    "'mae-export[openvino]', which can; or build an engine from it with `mae-export build`, or convert "
+                    "the float32 graph to fp16, or run that"
+                ) from error
             raise GraphError(
                 f"{path} is no graph that ONNX Runtime can load; expected one written by `mae-export export`. If it "
                 f"was, the file is damaged: copy or export it again. ONNX Runtime says: {error}"
@@ -51,6 +78,10 @@ class OrtSession:
         self._path = path
         self._manifest = Manifest.from_json(text)
         self._names = tuple(spec.name for spec in self._manifest.outputs)
+        self._bound: BoundRuns | None = None
+        if choice.backend != "cpu":
+            graphs = self.choice.options.get("enable_cuda_graph") == "1"
+            self._bound = BoundRuns(ort, self._session, self._manifest, graphs=graphs)
 
     @property
     def name(self) -> str:
@@ -81,15 +112,18 @@ class OrtSession:
         for name in names:
             self._manifest.output(name)
         check_feeds(self._manifest, feeds)
+        bound = self._bound
         try:
-            values = session.run(list(names), dict(feeds))
+            values = session.run(list(names), dict(feeds)) if bound is None else bound.run(feeds, names)
         except _LOAD_ERRORS as error:
+            if "allocate memory" in str(error):
+                raise ResourceError(f"{self._path} ran out of memory; use a smaller batch ({error})") from error
             raise GraphError(f"{self._path} failed while running: {error}") from error
         return dict(zip(names, values, strict=True))
 
     def close(self) -> None:
         """Give the memory back."""
-        self._session = None
+        self._session = self._bound = None
 
     def _open(self) -> Any:
         if self._session is None:
@@ -103,3 +137,21 @@ class OrtSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _load(path: Path, options: ort.SessionOptions) -> Any:
+    # CPUs without VNNI add pairs of 8-bit products in 16 bits, which overflows; there weights become unsigned.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except _LOAD_ERRORS:
+        if not _promises(path, "fp8"):
+            raise
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # FP8 would be fused into INT8 kernels
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _promises(path: Path, precision: str) -> bool:
+    """What the manifest of a graph that does not load says; onnx, which could read it, is not needed here."""
+    manifest = read_manifest(path)
+    return manifest is not None and manifest.precision == precision

@@ -1,4 +1,4 @@
-"""Stacking arrays of unequal length: what does not fill its place is padded at the end."""
+"""Stacking arrays of unequal length: what does not fill its place is padded at the end, and taken off again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from mae_export.manifest import TensorSpec
 
 Array = npt.NDArray[Any]
 
@@ -44,3 +46,15 @@ def concatenate_padded(arrays: Sequence[Array], *, fill: int = 0) -> Array:
         joined[(slice(start, start + len(array)), *map(slice, array.shape[1:]))] = array
         start += len(array)
     return joined
+
+
+def without_padding(array: Array, spec: TensorSpec, missing: int) -> Array:
+    """One row of an output without the places of patches that were only padding; they are the last of their axis.
+
+    Args:
+        array: the row.
+        spec: of the output; symbolic axes are those with a place per patch.
+        missing: how many patches were padding.
+    """
+    dims = zip(array.shape, spec.shape[1:], strict=True)
+    return array[tuple(slice(size - missing if isinstance(dim, str) else size) for size, dim in dims)]

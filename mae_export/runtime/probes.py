@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +19,7 @@ from mae_export.manifest import Manifest
 from mae_export.runtime.images import decode, fit, prepare
 from mae_export.runtime.inputs import list_items
 from mae_export.runtime.patchify import patchify
+from mae_export.runtime.visible import hidden_patches
 from mae_export.spec import IMAGENET_MEAN, IMAGENET_STD, ImageSpec
 
 GOLDEN_RECIPE = "pattern-1"  # names the formula of `golden_image` and `golden_ids`; change it with either
@@ -38,7 +40,9 @@ def probe_photos(spec: ImageSpec) -> npt.NDArray[np.uint8]:
     return _fitted(_photos(), spec)
 
 
-def verification_images(spec: ImageSpec, source: str | Path | None = None) -> npt.NDArray[np.uint8]:
+def verification_images(
+    spec: ImageSpec, source: str | Path | None = None, *, without: Container[str] = ()
+) -> npt.NDArray[np.uint8]:
     """Images enough for percentiles and neighbours, and the adversarial ones at the end.
 
     Args:
@@ -46,12 +50,14 @@ def verification_images(spec: ImageSpec, source: str | Path | None = None) -> np
         source: a folder, list or tar of pictures, of which at most `MOST_IMAGES` are read, evenly spread. None means
             the photographs of `probe_photos`, each whole, mirrored, and as two overlapping crops (the upper left and,
             mirrored, the lower right three fifths): 32 in all.
+        without: SHA-256 of image files to pass over, such as those that a graph was calibrated on.
 
     Returns:
         uint8 [n, H, W, C].
 
     Raises:
-        InputError: when the encoder takes several frames per sample, or the source does not exist.
+        InputError: when the encoder takes several frames per sample, the source does not exist, or nothing of it is
+            left.
         ImageError: when a picture cannot be used.
     """
     _require_still(spec)
@@ -59,7 +65,9 @@ def verification_images(spec: ImageSpec, source: str | Path | None = None) -> np
         photos = _photos()
         images = np.concatenate([_fitted([change(photo) for photo in photos], spec) for change in VIEWS])
     else:
-        items = list_items([source])
+        items = [item for item in list_items([source]) if hashlib.sha256(item.read()).hexdigest() not in without]
+        if not items:
+            raise InputError(f"every picture of {source} was used before; show others")
         images = np.stack([prepare(item.read(), spec) for item in items[:: -(-len(items) // MOST_IMAGES)]])
     return np.concatenate([images, adversarial_images(spec)])
 
@@ -147,7 +155,7 @@ def golden_ids(count: int) -> npt.NDArray[np.int64]:
 
 
 def golden_feeds(manifest: Manifest) -> dict[str, npt.NDArray[Any]]:
-    """Feeds of one row for the manifest's golden check: the golden image, and `golden_ids` where ids are an input.
+    """Feeds of one row for the manifest's golden check: the golden image, of which a mask mode shows `golden_ids`.
 
     Returns:
         Arrays by input name, with the dtypes and shapes of the manifest's mask mode and B = 1.
@@ -159,6 +167,8 @@ def golden_feeds(manifest: Manifest) -> dict[str, npt.NDArray[Any]]:
     if manifest.mask_mode == "none":
         return {"images": images}
     ids = golden_ids(manifest.patches.count)[None]
+    if manifest.mask_mode == "mask-token":
+        return {"images": images, "mask": hidden_patches(ids, manifest.patches.count)}
     feeds: dict[str, npt.NDArray[Any]] = {"images": images, "ids_keep": ids}
     if manifest.mask_mode == "patches":
         feeds = {"patches": patchify(images, manifest.patches)[:, ids[0]], "ids_keep": ids}

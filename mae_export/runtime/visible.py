@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from mae_export.errors import MaskError, UsageError
 MAX_SEED = 2**64 - 1
 
 
+@runtime_checkable
 class Plan(Protocol):
     """Says for each image which patches are visible."""
 
@@ -180,6 +182,22 @@ class FileVisible:
         """Positions of True in the image's row."""
         row = self.masks[index if len(self.masks) > 1 else 0]
         return np.flatnonzero(row).astype(np.int64)
+
+
+def hidden_patches(visible: Sequence[npt.NDArray[np.int64]], count: int) -> npt.NDArray[np.bool_]:
+    """What is not visible, as the `mask` input of a graph takes it.
+
+    Args:
+        visible: int64 [K], raster indices of the visible patches, for each row.
+        count: number N of patches of a full image.
+
+    Returns:
+        bool [rows, N], True where the patch is hidden.
+    """
+    hidden = np.ones((len(visible), count), dtype=np.bool_)
+    for row, ids in zip(hidden, visible, strict=True):
+        row[ids] = False
+    return hidden
 
 
 def parse_visible(text: str) -> Plan:

@@ -49,3 +49,14 @@ def test_wrong_extractions_write_nothing(run, model, images, tmp_path, arguments
     found, _, err = run("extract", model, images, "-o", tmp_path / "out", *arguments)
     assert (found, text in err) == (code, True), err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_backend_that_runs_it_is_stored_with_the_features(run, model, images, tmp_path):
+    pytest.importorskip("openvino")
+    code, _, _ = run("extract", model, images, "-o", tmp_path / "out", "--backend", "openvino")
+    assert code == 0
+    assert read_features(tmp_path / "out").manifest.runtime.startswith("OpenVINO ")
+    code, _, err = run("extract", model, images, "-o", tmp_path / "gpu", "--backend", "cuda")
+    assert code == 6
+    assert "has no CUDAExecutionProvider" in err
+    assert not (tmp_path / "gpu").exists()

@@ -115,9 +115,11 @@ def test_folder(tmp_path: Path) -> None:
 def test_choice_between_sets_of_weights(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     averaged = {name: tensor + 1 for name, tensor in STATE.items()}
-    torch.save({"model": STATE, "model_ema": averaged, "args": {"ema": True}}, path)
-    with pytest.raises(LayoutError, match=r"2 sets of weights: 'model'.*'model_ema'.*--set weights=NAME"):
+    torch.save({"model": STATE, "student": averaged}, path)
+    with pytest.raises(LayoutError, match=r"2 sets of weights: 'model'.*'student'.*--set weights=NAME"):
         read_checkpoint(path)
+    torch.save({"model": STATE, "model_ema": averaged, "args": {"ema": True}}, path)
+    assert read_checkpoint(path).container == "model"
     checkpoint = read_checkpoint(path, weights="model_ema")
     assert same(dict(checkpoint.tensors), averaged)
     assert checkpoint.container == "model_ema"

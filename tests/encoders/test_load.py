@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from mae_export.encoders import load
 from mae_export.encoders.checkpoint import read_checkpoint
 from mae_export.encoders.families import FAMILIES
-from mae_export.encoders.load import load_encoder
+from mae_export.encoders.load import LoadReport, load_encoder
 from mae_export.encoders.overrides import Overrides
 from mae_export.encoders.vit import ViT
 from mae_export.errors import CheckpointError, LayoutError, MaeExportError, UsageError
@@ -26,6 +26,11 @@ State = dict[str, torch.Tensor]
 HEAD = "classifier, not part of the encoder"
 BATCH_NORM = ("running_mean", "running_var", "num_batches_tracked")
 TRAINING = ("not used: 'optimizer', 'epoch', 'scaler'",)
+
+
+def told(report: LoadReport) -> tuple[str, ...]:
+    """Notes of the report but for the one that every file of MAE's layout gets."""
+    return tuple(note for note in report.notes if not note.startswith("files of "))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +85,7 @@ def test_the_report_accounts_for_every_tensor(
     assert report.ignored == tuple((name, HEAD) for name in ignored)
     assert set(report.used) | set(ignored) == set(checkpoint.tensors)
     assert report.missing == ()
-    assert report.notes == notes
+    assert told(report) == notes
     assert report.spec is encoder.spec
     state = encoder.state_dict()
     for name in set(report.used) & set(state):
@@ -118,20 +123,22 @@ def test_wrappers_and_containers_are_seen_through(
 
 
 def test_of_several_state_dicts_one_is_chosen(tmp_path: Path, stored: Callable[[], State]) -> None:
-    content = {"model": stored(), "model_ema": stored() | {"cls_token": torch.full((1, 1, 48), 2.0)}}
-    assert "'model' (50 entries), 'model_ema' (50 entries)" in refusal(tmp_path, content, LayoutError)
-    chosen = dataclasses.replace(STATED, weights="model_ema")
+    content = {"model": stored(), "student": stored() | {"cls_token": torch.full((1, 1, 48), 2.0)}}
+    assert "'model' (50 entries), 'student' (50 entries)" in refusal(tmp_path, content, LayoutError)
+    chosen = dataclasses.replace(STATED, weights="student")
     assert load_encoder(saved(tmp_path, content), overrides=chosen)[0].cls_token.unique().tolist() == [2.0]
 
 
 def test_an_unknown_layout_is_described(tmp_path: Path) -> None:
     content = {"model": {f"layer{index}.conv.weight": torch.zeros(2, 2) for index in range(12)}}
-    assert refusal(tmp_path, content, LayoutError) == (
+    found = refusal(tmp_path, content, LayoutError)
+    assert found.startswith(
         "no family recognises FILE. It holds 12 tensors under 'model', such as layer0.conv.weight, "
         "layer1.conv.weight, layer10.conv.weight, layer11.conv.weight, layer2.conv.weight, layer3.conv.weight, "
-        "layer4.conv.weight, layer5.conv.weight and 4 more. Nearest: mae (facebookresearch/mae, 58%), mae (Hugging "
-        "Face ViTMAE, 0%). Expected a masked-image-modelling encoder as its authors published it"
+        "layer4.conv.weight, layer5.conv.weight and 4 more. Nearest: "
     )
+    assert found.endswith(". Expected a masked-image-modelling encoder as its authors published it")
+    assert len(re.findall(r"\w+ \([^()]+, \d+%\)", found)) == 3
     assert "2 tensors at the top level, such as a, b. " in refusal(
         tmp_path, {"a": torch.zeros(2, 2), "b": torch.zeros(2, 2)}, LayoutError
     )
@@ -140,13 +147,15 @@ def test_an_unknown_layout_is_described(tmp_path: Path) -> None:
 def test_families_are_chosen_by_name(fixture_dir: Path) -> None:
     path = fixture_dir / "mae" / "checkpoint.pth"
     assert load_encoder(path, family="mae", overrides=STATED)[1].family == "mae"
-    with pytest.raises(UsageError, match=r"^family 'beit' is not known; known families: mae$"):
-        load_encoder(path, family="beit")
+    with pytest.raises(UsageError, match=r"^family 'mea' is not known; known families: mae, dbot, "):
+        load_encoder(path, family="mea")
+    with pytest.raises(LayoutError, match=r"^colormae does not recognise .* Nearest: colormae \(mmpretrain, \d\d%\)\."):
+        load_encoder(path, family="colormae")
 
 
 def test_a_file_that_fits_two_families_needs_a_choice(fixture_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     twin = dataclasses.replace(FAMILIES["mae"], name="twin", licence="MIT")
-    monkeypatch.setattr(load, "FAMILIES", {"mae": FAMILIES["mae"], "twin": twin})
+    monkeypatch.setattr(load, "families", lambda: {"mae": FAMILIES["mae"], "twin": twin})
     path = fixture_dir / "mae" / "checkpoint.pth"
     with pytest.raises(LayoutError) as caught:
         load_encoder(path, overrides=STATED)
@@ -156,6 +165,30 @@ def test_a_file_that_fits_two_families_needs_a_choice(fixture_dir: Path, monkeyp
     )
     report = load_encoder(path, family="twin", overrides=STATED)[1]
     assert (report.family, report.licence) == ("twin", "MIT")
+
+
+def test_families_whose_files_look_the_same_are_named_and_can_be_asked_for(fixture_dir: Path) -> None:
+    path = fixture_dir / "mae" / "checkpoint_release.pth"
+    report = load_encoder(path, overrides=STATED)[1]
+    assert report.family == "mae"
+    assert report.notes == (
+        "files of dbot, hpm, lut, imae, eva_l name their tensors in the same way; if this is one of them, pass "
+        "--family NAME for its preprocessing, licence and feature",
+    )
+    assert load_encoder(path, family="mae", overrides=STATED)[1].notes == ()
+    eva = load_encoder(path, family="eva_l", overrides=STATED)[1]
+    assert (eva.notes, eva.licence, eva.spec.family, eva.spec.pooled) == ((), "MIT", "eva_l", "fresh_norm_of_mean")
+    assert eva.spec.image.mean == (0.48145466, 0.4578275, 0.40821073)
+
+
+def test_a_decoder_of_another_family_is_explained(tmp_path: Path, stored: Callable[[], State]) -> None:
+    content = stored() | {"decoder_pred.weight": torch.ones(96, 32).cumsum(0), "decoder_pred.bias": torch.ones(96)}
+    found = refusal(tmp_path, content, CheckpointError)
+    assert "decoder.pred.weight is [96, 32], expected [192, 32]; " in found
+    assert "; files of hpm, lut, imae, eva_l name their tensors in the same way" in found
+    spec = load_encoder(saved(tmp_path, content), family="eva_l", overrides=STATED)[1].spec
+    assert spec.decoder is not None
+    assert (spec.decoder.target, spec.decoder.values) == ("teacher-features", 96)
 
 
 def test_tensors_that_mae_does_not_have(tmp_path: Path, stored: Callable[[], State]) -> None:
@@ -241,7 +274,7 @@ def test_sizes_that_nothing_tells(tmp_path: Path, stored: Callable[[], State], n
 def test_other_precisions_are_cast_and_said(tmp_path: Path, stored: Callable[[], State], dtype: torch.dtype) -> None:
     content = {name: tensor.to(dtype) for name, tensor in stored().items()}
     encoder, report = load_encoder(saved(tmp_path, content), overrides=STATED)
-    assert report.notes == (f"50 {str(dtype).removeprefix('torch.')} tensors cast to float32",)
+    assert told(report) == (f"50 {str(dtype).removeprefix('torch.')} tensors cast to float32",)
     for name, tensor in encoder.state_dict().items():
         assert tensor.dtype == torch.float32
         if name in content:
@@ -252,8 +285,8 @@ def test_mixed_precisions_are_counted(tmp_path: Path, stored: Callable[[], State
     content = stored()
     for name, dtype in (("norm.weight", torch.float16), ("norm.bias", torch.float16), ("cls_token", torch.float64)):
         content[name] = content[name].to(dtype)
-    notes = load_encoder(saved(tmp_path, content), overrides=STATED)[1].notes
-    assert sorted(notes) == ["1 float64 tensors cast to float32", "2 float16 tensors cast to float32"]
+    report = load_encoder(saved(tmp_path, content), overrides=STATED)[1]
+    assert sorted(told(report)) == ["1 float64 tensors cast to float32", "2 float16 tensors cast to float32"]
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
@@ -406,7 +439,7 @@ def ramp(shape: torch.Size) -> torch.Tensor:
 PEAK = """
 import re, sys
 from pathlib import Path
-from mae_export.encoders.load import load_encoder
+from mae_export.encoders.load import LoadReport, load_encoder
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

@@ -76,17 +76,60 @@ def test_one_dict_under_two_names_is_one_candidate() -> None:
     assert choose({"model": shared, "module": shared}, weights=None, where="x.pth").container == "model"
 
 
-def test_nested_average_is_another_candidate() -> None:
+# What authors save beside the weights that they use themselves: (what is saved, which is taken, what is left).
+KNOWN = [
+    ({"model": state(), "model_ema": state()}, "model", "'model_ema'"),
+    ({"model": {**state(), "_ema": state()}}, "model", "'model/_ema'"),
+    ({"module": state("module."), "model_ema": state()}, "module", "'model_ema'"),
+    ({"state_dict": state("module."), "ema_state_dict": state(), "model": "vit"}, "state_dict", "'ema_state_dict'"),
+    (
+        {"encoder": state(), "predictor": state(), "target_encoder": state()},
+        "target_encoder",
+        "'encoder', 'predictor'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("root", "taken", "left"), KNOWN)
+def test_of_known_companions_the_authors_choice_is_taken_and_said(root: dict[str, Any], taken: str, left: str) -> None:
+    found = choose(root, weights=None, where="x.pth")
+    assert (found.container, list(found.tensors)) == (taken, ["blocks.0.weight", "norm.bias"])
+    assert found.notes[0] == (
+        f"the weights are those under {taken!r}, which its authors use; beside them are {left}; "
+        "--set weights=NAME takes another"
+    )
+    assert found.notes[1:] in ((), ("not used: 'model'",))
+    assert choose(dict(reversed(root.items())), weights=None, where="x.pth").container == taken
+
+
+def test_a_companion_can_be_chosen() -> None:
     root = {"model": {**state(), "_ema": state()}}
-    with pytest.raises(
-        LayoutError, match=r"x\.pth holds 2 sets of weights: 'model' \(3 entries\), 'model/_ema' \(2 ent"
-    ):
-        choose(root, weights=None, where="x.pth")
     plain = choose(root, weights="model", where="x.pth")
     assert list(plain.tensors) == ["blocks.0.weight", "norm.bias"]
     assert plain.metadata == {}
     assert plain.notes == ("not used: '_ema'",)
     assert choose(root, weights="model/_ema", where="x.pth").container == "model/_ema"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("model", "state_dict"),
+        ("model", "model_ema", "student"),
+        ("encoder", "predictor"),
+        ("model_ema", "ema_state_dict"),
+        ("target_encoder", "model"),
+    ],
+)
+def test_any_other_company_is_the_users_choice(names: tuple[str, ...]) -> None:
+    root = {name: state() for name in names}
+    shown = ", ".join(f"'{name}' (2 entries)" for name in names)
+    with pytest.raises(LayoutError) as caught:
+        choose(root, weights=None, where="x.pth")
+    assert str(caught.value) == (
+        f"x.pth holds {len(names)} sets of weights: {shown}. Choose one with --set weights=NAME, for example --set "
+        f"weights={names[0]}"
+    )
 
 
 def test_unknown_name_lists_the_known_ones() -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mae_export.export import flavour
+from mae_export.export import build_child, flavour
 from mae_export.export.build_plan import BuildJob
 
 
@@ -60,3 +60,45 @@ def test_what_the_library_prints_is_kept_apart(tmp_path, job):
     assert said[-1]["error"] == "GraphError"
     assert "cannot read 1 nodes of missing.onnx" in said[-1]["message"]
     assert not (tmp_path / "plan").exists()
+
+
+def test_a_builder_that_does_nothing_is_given_up(monkeypatch):
+    seconds = iter([0.0, 1.0, 1.0, 1.001, 2.0, *[2.004] * 9])
+    monkeypatch.setattr(build_child.time, "process_time", lambda: next(seconds))
+    monkeypatch.setattr(build_child, "LOOKS", 4)
+    given_up = []
+    build_child.watch_work(lambda: given_up.append(len(list(seconds))), seconds=0)
+    assert given_up == [5]  # 4 looks in a row without work, after two with some
+
+
+STUCK = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from mae_export.export import build_child
+
+build_child.LOOKS = build_child.SECONDS_TO_STOP = 1
+build_child.flavour = SimpleNamespace(load=lambda backend: SimpleNamespace(__version__="1.7"))
+build_child.compile_plan = lambda job, report, stop: time.sleep(600)
+build_child.main(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("abandoned", [False, True])
+def test_a_stuck_builder_ends(tmp_path, job, abandoned):
+    """Whether its caller still listens or is gone: then nobody is told, and it must not stay for ever."""
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(dataclasses.asdict(job)))
+    source = STUCK.replace("LOOKS = build_child.", "") if abandoned else STUCK
+    with subprocess.Popen(
+        [sys.executable, "-c", source, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        if abandoned:
+            child.stdin.close()
+        assert child.wait(60) == 1
+        said = [json.loads(line) for line in child.stdout]
+    if abandoned:
+        assert said == []
+    else:
+        assert said[-1]["error"] == "ResourceError"
+        assert said[-1]["message"].startswith("the builder has done nothing for 1 seconds")

@@ -1,6 +1,8 @@
 """Real builds with TensorRT-RTX, whose builder needs no GPU; the counts of fused attention come from its log."""
 
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import onnx
@@ -18,7 +20,9 @@ from mae_export.export.options import TraceOptions
 from mae_export.export.plan import EnginePlan, parse_profile
 from mae_export.export.retype import retype
 from mae_export.files import sha256_files
+from mae_export.runtime.doctor import nvidia_gpus
 from mae_export.runtime.engine_file import load_plan, read_sidecar
+from mae_export.runtime.session import open_session
 from mae_export.training.checkpoint import save_checkpoint
 from mae_export.training.initialise import initialise
 
@@ -104,6 +108,13 @@ def test_sidecar_says_what_was_built(small, out):
     assert {"Half"} < {dtype for layer in sidecar.achieved.layers for dtype in (*layer.inputs, *layer.outputs)}
 
 
+@pytest.mark.skipif(bool(nvidia_gpus()), reason="here is a GPU")
+def test_opening_it_without_a_gpu_says_what_is_missing(small, out):
+    build(small(), out, plan=PLAN)
+    with pytest.raises(MachineError, match=r"cuda-python|engines need an NVIDIA GPU"):
+        open_session(out)
+
+
 def test_float32_attention_never_fuses(small, out):
     source = small(precision="fp32")
     sidecar = build(source, out, plan=PLAN)
@@ -176,6 +187,43 @@ def test_a_dead_builder_leaves_nothing(small, out, number, kind, text):
     with pytest.raises(kind, match=text):
         build(small(), out, plan=PLAN, progress=Interrupting(end))
     assert left(out) == []
+
+
+STARVE = "import os, resource, sys; n = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_DATA, (n, n)); "
+STARVE += "os.execv(sys.argv[2], sys.argv[2:])"
+
+
+@pytest.fixture
+def limit_memory(monkeypatch):
+    """Let the building process have so many MiB of data; what it asks for beyond fails for real."""
+    start = subprocess.Popen
+
+    def limit(mib):
+        def starved(command, **options):
+            return start([sys.executable, "-c", STARVE, str(mib << 20), *command], **options)
+
+        monkeypatch.setattr("mae_export.export.engine.subprocess.Popen", starved)
+
+    return limit
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit a process's data")
+@pytest.mark.parametrize("mib", [40, 80, 120, 200])
+def test_memory_that_runs_out(small, out, limit_memory, mib):
+    """While Python starts, while the library is loaded, and early and late in the build."""
+    source = small()
+    limit_memory(mib)
+    with pytest.raises(ResourceError, match=r"(too little memory|or got none|done nothing for).*"):
+        build(source, out, plan=PLAN)
+    assert left(out) == []
+    assert not [child for child in psutil.Process().children() if child.name().startswith("python")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit a process's data")
+def test_memory_that_suffices(small, out, limit_memory):
+    limit_memory(4096)
+    build(small(), out, plan=PLAN)
+    assert left(out) == ["vit.engine", "vit.engine.json"]
 
 
 def test_refused_nodes_are_named(small, out):

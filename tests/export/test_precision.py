@@ -11,6 +11,8 @@ import onnx_ir as ir
 import pytest
 
 from mae_export import graph
+from mae_export.calibration.lower import lower
+from mae_export.calibration.wanted import QuantizeOptions
 from mae_export.encoders.load import load_encoder
 from mae_export.encoders.overrides import Overrides
 from mae_export.encoders.vit import ViT
@@ -262,3 +264,47 @@ def test_the_strongly_typed_parser_takes_it(exported, overflowing, tmp_path, opt
         convert(source, out, options=options)
         done = subprocess.run([sys.executable, "-c", PARSE, str(out)], capture_output=True, text=True, check=False)
         assert done.stdout.startswith("parsed "), done.stderr
+
+
+@pytest.fixture
+def quantized(exported, eight_bit, tmp_path):
+    """The small encoder with its products in 8 bits and the rest in float32."""
+
+    def make(wanted, then=None):
+        source = exported("mae/checkpoint.pth", KEEP)
+        return eight_bit(source, tmp_path / "eight.onnx", QuantizeOptions(precision=wanted), then)
+
+    return make
+
+
+@pytest.mark.parametrize("wanted", ["int8", "fp8"])
+def test_the_rest_of_an_8_bit_graph(quantized, tmp_path, wanted):
+    source, out = quantized(wanted), tmp_path / "half.onnx"
+    manifest = convert(source, out, options=FP16)
+    assert manifest.precision == wanted
+    assert manifest.made_from[-1].name == "eight.onnx"
+    assert (manifest.verification.limit, manifest.verification.checks) == ({"int8": 0.02, "fp8": 0.03}[wanted], 16)
+    before, after = ir.load(source).graph, ir.load(out).graph
+    for kind in ("QuantizeLinear", "DequantizeLinear"):
+        assert sum(node.op_type == kind for node in before) == sum(node.op_type == kind for node in after)
+    for node in after:
+        if node.op_type == "DequantizeLinear":
+            assert node.outputs[0].dtype == ir.DataType.FLOAT16
+            assert not any(user.op_type == "Cast" for user in node.outputs[0].consumers()), "builders would not fuse it"
+    stored = {name: value for name, value in before.initializers.items() if name.endswith(("/weight", "_scale"))}
+    assert len(stored) == 3 * 8
+    for name, value in stored.items():
+        found = after.initializers[name if name.endswith("/weight") else f"{name}_fp16"].const_value.numpy()
+        np.testing.assert_array_equal(found.astype(np.float32), value.const_value.numpy().astype(np.float32))
+    with open_session(out) as session:
+        check_golden(session)
+
+
+def test_8_bit_graphs_that_cannot_be_converted(quantized, tmp_path):
+    with pytest.raises(GraphError, match=r"eight\.onnx is int8; the rest of it can be fp16 only"):
+        convert(quantized("int8"), tmp_path / "h.onnx", options=BF16)
+    with pytest.raises(GraphError, match=r"is lowered for ONNX Runtime \(node 'blocks\.0\.attn\.qkv/MatMul_\d+'\)"):
+        convert(quantized("int8", lower), tmp_path / "h.onnx", options=FP16)
+    convert(quantized("int8"), tmp_path / "h.onnx", options=FP16)
+    with pytest.raises(GraphError, match=r"holds FLOAT16 \(tensor '.*'\) already; expected float32 beside"):
+        convert(tmp_path / "h.onnx", tmp_path / "again.onnx", options=FP16)

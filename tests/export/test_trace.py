@@ -1,5 +1,7 @@
 """What `export_graph` writes, what it refuses, and what is left behind when it refuses."""
 
+from functools import partial
+
 import onnx
 import pytest
 import torch
@@ -111,7 +113,7 @@ def test_other_opsets(exported, opset):
 
 
 def test_large_weights_go_into_one_file_next_to_the_graph(loaded, tmp_path, monkeypatch):
-    monkeypatch.setattr(trace, "EMBEDDED_LIMIT", 1000)
+    monkeypatch.setattr(graph, "save", partial(graph.save, embedded=1000))
     encoder, report = loaded
     out = tmp_path / "big.onnx"
     trace.export_graph(encoder, report, out)
@@ -152,6 +154,34 @@ def test_reconstruction_needs_a_decoder(fixture_dir, tmp_path):
     loaded = load_encoder(fixture_dir / "mae/checkpoint_release.pth", overrides=Overrides(heads=4))
     with pytest.raises(UsageError, match="this checkpoint holds no decoder"):
         trace.export_graph(*loaded, tmp_path / "g.onnx", options=TraceOptions(features=("reconstruction",)))
+
+
+def test_a_prediction_of_features_is_asked_for_by_its_own_name(fixture_dir, tmp_path):
+    stated = Overrides(heads=4, decoder_heads=4)
+    loaded = load_encoder(fixture_dir / "dbot/checkpoint.pth", overrides=stated)
+    with pytest.raises(
+        UsageError, match=r"there is no 'reconstruction': this checkpoint predicts teacher-features; ask"
+    ):
+        trace.export_graph(*loaded, tmp_path / "g.onnx", options=TraceOptions(features=("reconstruction",)))
+    manifest = trace.export_graph(*loaded, tmp_path / "g.onnx", options=TraceOptions(features=("prediction",)))
+    assert manifest.output("prediction").shape == ("batch", 16, 64)
+    assert manifest.output("prediction").note.endswith("; target: teacher-features")
+    assert manifest.licence == "not stated (code: Apache-2.0)"
+
+
+def test_an_encoder_without_class_token_has_patches_only(fixture_dir, tmp_path):
+    loaded = load_encoder(fixture_dir / "ijepa/checkpoint.pth", overrides=Overrides(heads=4))
+    assert not loaded[0].spec.class_token
+    with pytest.raises(UsageError, match="there is no 'class_token': this encoder has none; 'pooled' is the authors'"):
+        trace.export_graph(*loaded, tmp_path / "g.onnx", options=TraceOptions(features=("class_token",)))
+    options = TraceOptions(mask="keep", ragged=True, features=("pooled", "patch_tokens", "layer_0", "attention_0"))
+    manifest = trace.export_graph(*loaded, tmp_path / "g.onnx", options=options)
+    assert manifest.patches.prefix_tokens == 0
+    for name in ("patch_tokens", "layer_0"):
+        assert manifest.output(name).shape[:2] == ("batch", "kept")
+    assert manifest.output("attention_0").shape == ("batch", 4, "kept", "kept")
+    with open_session(tmp_path / "g.onnx") as session:
+        check_golden(session)
 
 
 def test_image_size_must_fit_the_patch(loaded, tmp_path):
@@ -215,7 +245,7 @@ def test_a_wrong_graph_is_rejected_and_named(loaded, tmp_path, monkeypatch, faul
 
 
 def test_a_rejected_graph_keeps_its_data_file_and_still_loads(loaded, tmp_path, monkeypatch):
-    monkeypatch.setattr(trace, "EMBEDDED_LIMIT", 1000)
+    monkeypatch.setattr(graph, "save", partial(graph.save, embedded=1000))
     Seeded.swapped_channels(monkeypatch)
     with pytest.raises(VerificationError):
         trace.export_graph(*loaded, tmp_path / "g.onnx")

@@ -206,9 +206,9 @@ PTH: dict[str, tuple[Make, type[MaeExportError], str]] = {
     "no matrix": (lambda _: saved({"epoch": torch.ones(()), "mean": torch.ones(3)}), LayoutError, "no weights"),
     "empty dict": (lambda _: saved({}), LayoutError, "holds no weights"),
     "two sets": (
-        lambda _: saved({"model": STATE, "model_ema": {"w": torch.zeros(1, 1)}}),
+        lambda _: saved({"model": STATE, "student": {"w": torch.zeros(1, 1)}}),
         LayoutError,
-        "'model' (2 entries), 'model_ema' (1 entries). Choose one with --set weights=NAME",
+        "'model' (2 entries), 'student' (1 entries). Choose one with --set weights=NAME",
     ),
     "complex": (lambda _: saved({"w": torch.ones(2, 2, dtype=torch.complex64)}), CheckpointError, "'w' is complex64"),
     "sparse": (lambda _: saved({"w": torch.eye(2).to_sparse()}), CheckpointError, "'w' is sparse"),

@@ -3,6 +3,7 @@
 import onnx_ir as ir
 import pytest
 
+from benchmarks.eight_bit_faults import EIGHT_BIT_FAULTS
 from benchmarks.faults import FAULTS, seed
 from benchmarks.hardware import write_result
 from benchmarks.mutants import WIDE, export, prove, random_encoder, usual_checks
@@ -22,7 +23,7 @@ def test_every_fault_is_caught_and_no_good_graph_is(tmp_path, quick):
     usual = [mutant["graph"] for mutant in result["mutants"] if not mutant["tolerance_1e_5"]]
     assert any("padding" in name for name in usual), "one dummy input has no padding to get wrong"
     if not quick:
-        assert result["distinct_faults"] == len(FAULTS)
+        assert result["distinct_faults"] == len(FAULTS) + len(EIGHT_BIT_FAULTS) + 1
         assert len(result["good_graphs"]) >= 15
         write_result("mutants", result)
 

@@ -26,7 +26,7 @@ PROJECT = tomllib.loads(PYPROJECT)["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 EXPECTED_EXTRAS = (
     *("cpu", "gpu", "tensorrt", "rtx", "export", "calibrate", "parquet", "serve", "ray", "train", "report", "video"),
-    *("volume", "test"),
+    *("volume", "openvino", "test"),
 )
 # The part of the package (longest match wins) and the extras that its user has installed.
 NEEDS = [
@@ -34,6 +34,7 @@ NEEDS = [
     ("mae_export.graph", ["calibrate"]),
     ("mae_export.graph", ["export"]),
     ("mae_export.runtime", ["cpu"]),
+    ("mae_export.calibration", ["calibrate", "cpu"]),
     ("mae_export.encoders", ["export"]),
     ("mae_export.export", ["export", "cpu"]),
     ("mae_export.training", ["train"]),
@@ -150,7 +151,7 @@ def test_every_dependency_of_the_gate_is_pinned() -> None:
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert [pin for pin in pins if not re.fullmatch(r'[a-z0-9-]+==[\w.]+(; python_version (>=|<) "3\.11")?', pin)] == []
     pinned = {canonicalize_name(Requirement(pin).name) for pin in pins}
-    own = {"cpu", "export", "train", "report", "parquet"}
+    own = {"cpu", "openvino", "export", "train", "report", "parquet", "video"}
     needed = {Requirement(line).name for extra in own for line in EXTRAS[extra]} | {
         Requirement(line).name for line in (*PROJECT["dependencies"], *EXTRAS["test"])
     }

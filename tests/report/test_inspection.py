@@ -59,7 +59,11 @@ def test_a_checkpoint_that_loads(fixture_dir: Path) -> None:
             "head.bias": "classifier, not part of the encoder",
         },
         "missing": [],
-        "notes": ["not used: 'optimizer', 'epoch', 'scaler'"],
+        "notes": [
+            "not used: 'optimizer', 'epoch', 'scaler'",
+            "files of dbot, hpm, lut, imae, eva_l name their tensors in the same way; if this is one of them, pass "
+            "--family NAME for its preprocessing, licence and feature",
+        ],
     }
 
 
@@ -71,6 +75,14 @@ def test_a_checkpoint_that_does_not_load_is_described_all_the_same(fixture_dir: 
     assert not {"encoder", "used", "ignored", "missing"} & set(found)
 
 
+def test_a_family_can_be_stated_where_layouts_are_shared(fixture_dir: Path) -> None:
+    found = inspect(fixture_dir / "dbot" / "checkpoint_teacher.pth", STATED, family="dbot")
+    assert found["family"].startswith("dbot: dBOT")
+    assert found["layout"] == "encoder of liuxingbin/dbot"
+    assert found["encoder"]["pooled"] == "fresh_norm_of_mean"
+    assert found["notes"] == []
+
+
 def test_wrappers_and_precisions_are_shown(tmp_path: Path, fixture_dir: Path) -> None:
     release = torch.load(fixture_dir / "mae" / "checkpoint_release.pth", weights_only=True)["model"]
     wrapped = {f"module.{name}": tensor.half() for name, tensor in release.items()}
@@ -80,7 +92,7 @@ def test_wrappers_and_precisions_are_shown(tmp_path: Path, fixture_dir: Path) ->
     assert found["container"] == "top level"
     assert found["stripped"] == ["module."]
     assert found["dtypes"] == ["float16", "float64"]
-    assert set(found["notes"]) == {"29 float16 tensors cast to float32", "1 float64 tensors cast to float32"}
+    assert set(found["notes"][1:]) == {"29 float16 tensors cast to float32", "1 float64 tensors cast to float32"}
 
 
 def test_a_graph(graph: tuple[Path, LoadReport]) -> None:

@@ -38,7 +38,9 @@ def test_a_graph_without_mask_input_takes_images_only(make_manifest: Callable[..
 def test_a_plan_that_hides_needs_a_mask_input(make_manifest: Callable[..., Manifest]) -> None:
     check_plan(make_manifest("none"), parse_visible("all"))
     check_plan(make_manifest("keep"), parse_visible("random:0.5"))
-    with pytest.raises(UsageError, match=r"random:0.5:0 hides patches, .* no mask input; export with --mask keep"):
+    with pytest.raises(
+        UsageError, match=r"random:0.5:0 hides patches, .* no mask input; export with --mask keep or mask-token"
+    ):
         check_plan(make_manifest("none"), parse_visible("random:0.5"))
 
 
@@ -98,3 +100,13 @@ def test_one_row_of_a_batch_is_a_batch(make_manifest: Callable[..., Manifest]) -
     assert (row.indices, row.ids, len(row)) == ((1,), ("1.png",), 1)
     assert np.array_equal(row.feeds["images"][0], pixels(1))
     assert row.feeds["num_keep"].tolist() == [5]
+
+
+def test_masks_hide_what_is_not_visible_and_rows_need_not_agree(make_manifest: Callable[..., Manifest]) -> None:
+    first, last = run(make_manifest("mask-token"), [3, 16, 1], size=2)
+    assert (first.indices, last.indices) == ((0, 1), (2,))
+    assert set(first.feeds) == {"images", "mask"}
+    assert first.feeds["mask"].tolist() == [[False] * 3 + [True] * 13, [False] * 16]
+    assert last.feeds["mask"].tolist() == [[False] + [True] * 15]
+    assert [len(ids) for ids in first.ids_keep] == [3, 16]
+    check_plan(make_manifest("mask-token"), parse_visible("random:0.5"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mae_export.errors import InputError
-from mae_export.runtime.compare import BATCH, Check, Measured, Report, Scene, compare, feeds_of, scenes
+from mae_export.runtime.compare import BATCH, Check, Measured, Report, Scene, compare, feeds_of, require, scenes
 from mae_export.runtime.fake import FakeSession
 from mae_export.runtime.metrics import agreement
 from mae_export.runtime.probes import verification_images
@@ -26,16 +26,16 @@ def faulty(session, change):
     return Faulty()
 
 
-@pytest.mark.parametrize("mode", ["none", "keep", "patches"])
+@pytest.mark.parametrize("mode", ["none", "keep", "patches", "mask-token"])
 @pytest.mark.parametrize("ragged", [False, True])
 def test_a_model_agrees_with_itself(make_manifest, mode, ragged):
-    if mode == "none" and ragged:
+    if mode in ("none", "mask-token") and ragged:
         pytest.skip("ragged needs a mask input")
     session = FakeSession(make_manifest(mode, ragged=ragged))
     report = compare(session, session)
     assert report.passed
     assert report.worst.error < 1e-15
-    shown = len(session.manifest.outputs) * (1 + (mode != "none") + ragged)
+    shown = len(session.manifest.outputs) * (1 + (mode != "none") + (ragged or mode == "mask-token"))
     assert len(report.measured) == shown
     assert len(report.checks) == 15 * shown  # 8 of the set, 2 small batches, 5 with itself
 
@@ -186,6 +186,31 @@ def test_a_masked_graph_is_compared_with_an_unmasked_one_on_all_patches(make_man
     assert {check.name.split(",")[0] for check in report.checks} == {"all patches"}
 
 
+def test_dropping_and_replacing_are_compared_on_all_patches_only(make_manifest):
+    keep, replaced = (FakeSession(make_manifest(mode)) for mode in ("keep", "mask-token"))
+    for pair in ((keep, replaced), (replaced, keep)):
+        report = compare(*pair)
+        assert report.passed
+        assert {found.scene for found in report.measured} == {"all patches"}
+
+
+def test_a_mask_hides_what_the_scene_does_not_show(make_manifest):
+    manifest = make_manifest("mask-token")
+    shown = list(scenes(manifest))
+    assert [scene.name for scene in shown] == [
+        "all patches",
+        "a quarter of the patches",
+        "rows of different length",
+    ]
+    assert not feeds_of(shown[0], manifest)["mask"].any()
+    quarter, ragged = (feeds_of(scene, manifest)["mask"] for scene in shown[1:])
+    assert (quarter.sum(axis=1) == 12).all()
+    for scene, mask in zip(shown[1:], (quarter, ragged), strict=True):
+        for row in range(len(mask)):
+            count = 4 if scene.num_keep is None else scene.num_keep[row]
+            assert sorted(np.flatnonzero(~mask[row])) == sorted(scene.ids_keep[row, :count])
+
+
 def test_a_hidden_patch_cannot_be_shown_to_a_graph_without_mask(make_manifest):
     manifest = make_manifest("none")
     images = np.zeros((1, *manifest.image.size, 3), np.uint8)
@@ -220,3 +245,8 @@ def test_models_without_a_common_output_cannot_be_compared(make_manifest):
     a, b = make_manifest(outputs=("pooled",)), make_manifest(outputs=("patch_tokens",))
     with pytest.raises(InputError, match="no output in common: the candidate has pooled, the reference patch_tokens"):
         compare(FakeSession(a), FakeSession(b))
+
+
+def test_a_passing_report_raises_nothing():
+    check = Check(name="all patches", output="pooled", error=1e-6, limit=1e-4)
+    require(Report(candidate="a", reference="b", checks=(check,)), "kept")

@@ -4,12 +4,12 @@ import json
 import os
 import platform
 import sys
-import types
-from pathlib import Path
 
 import pytest
 
-from mae_export.runtime.doctor import Diagnosis, Finding, Gpu, Jetson, Memory, doctor, nvidia_gpus
+from mae_export.runtime.doctor import Gpu, Memory, doctor, nvidia_gpus
+from mae_export.runtime.finding import Finding
+from mae_export.runtime.jetson import Jetson
 
 CPUINFO = """\
 processor\t: 0
@@ -27,55 +27,7 @@ CPU implementer\t: 0x41
 """
 
 
-class Machine:
-    """A computer under a temporary folder, with neither driver, nor container, nor packages until they are added."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.root, self.commands, self.site = (folder / name for name in ("root", "bin", "site"))
-        for path in (self.root, self.commands, self.site):
-            path.mkdir()
-        self.monkeypatch = monkeypatch
-        monkeypatch.setenv("PATH", str(self.commands))
-        monkeypatch.setattr(sys, "path", [str(self.site), *(p for p in sys.path if "-packages" not in p)])
-        monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-        monkeypatch.setattr(platform, "processor", lambda: "")
-        monkeypatch.setitem(sys.modules, "onnxruntime", None)
-
-    def file(self, name: str, text: str) -> None:
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-    def package(self, name: str, version: str, module: str = "") -> None:
-        folder = self.site / f"{name.replace('-', '_')}-{version}.dist-info"
-        folder.mkdir()
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        if module:
-            (self.site / f"{module}.py").write_text("raise RuntimeError('the doctor must not import this')")
-
-    def onnxruntime(self, *providers: str) -> None:
-        module = types.SimpleNamespace(get_available_providers=lambda: list(providers))
-        self.monkeypatch.setitem(sys.modules, "onnxruntime", module)
-
-    def nvidia_smi(self, script: str) -> None:
-        command = self.commands / "nvidia-smi"
-        command.write_text(f"#!/bin/sh\n{script}\n")
-        command.chmod(0o755)
-
-    def diagnose(self) -> Diagnosis:
-        return doctor(self.root)
-
-    def finding(self, what: str) -> Finding:
-        (found,) = (finding for finding in self.diagnose().findings if finding.what == what)
-        return found
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    return Machine(tmp_path, monkeypatch)
-
-
-def test_a_machine_that_hides_everything_is_still_described(machine: Machine) -> None:
+def test_a_machine_that_hides_everything_is_still_described(machine) -> None:
     diagnosis = machine.diagnose()
     assert diagnosis.cpu.model == "x86_64"
     assert diagnosis.cpu.cores == os.cpu_count()
@@ -86,12 +38,12 @@ def test_a_machine_that_hides_everything_is_still_described(machine: Machine) ->
     assert not diagnosis.runs_graphs
 
 
-def test_python_is_this_one(machine: Machine) -> None:
+def test_python_is_this_one(machine) -> None:
     assert machine.diagnose().python == ".".join(map(str, sys.version_info[:3]))
     assert sys.executable in machine.finding("Python").found
 
 
-def test_cpu_is_read_from_its_first_core(machine: Machine) -> None:
+def test_cpu_is_read_from_its_first_core(machine) -> None:
     machine.file("proc/cpuinfo", CPUINFO)
     cpu = machine.diagnose().cpu
     assert (cpu.model, cpu.cores, cpu.quota) == ("Fast CPU 9000 @ 3.00GHz", 2, None)
@@ -99,7 +51,7 @@ def test_cpu_is_read_from_its_first_core(machine: Machine) -> None:
     assert machine.finding("processor").level == "ok"
 
 
-def test_arm_cpu_lists_features(machine: Machine) -> None:
+def test_arm_cpu_lists_features(machine) -> None:
     machine.file("proc/cpuinfo", ARM_CPUINFO)
     machine.monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     cpu = machine.diagnose().cpu
@@ -108,7 +60,7 @@ def test_arm_cpu_lists_features(machine: Machine) -> None:
     assert machine.finding("processor").level == "ok"
 
 
-def test_x86_without_avx2_is_noted(machine: Machine) -> None:
+def test_x86_without_avx2_is_noted(machine) -> None:
     machine.file("proc/cpuinfo", CPUINFO.replace("avx2", "avx"))
     finding = machine.finding("processor")
     assert finding.level == "note"
@@ -126,7 +78,7 @@ def test_x86_without_avx2_is_noted(machine: Machine) -> None:
         ("garbage", None, ""),
     ],
 )
-def test_cpu_quota_of_a_container(machine: Machine, text: str, quota: float | None, advice: str) -> None:
+def test_cpu_quota_of_a_container(machine, text: str, quota: float | None, advice: str) -> None:
     machine.file("proc/cpuinfo", CPUINFO)
     machine.file("sys/fs/cgroup/cpu.max", text)
     assert machine.diagnose().cpu.quota == quota
@@ -134,7 +86,7 @@ def test_cpu_quota_of_a_container(machine: Machine, text: str, quota: float | No
     assert (advice in finding.fix) if advice else finding.fix == ""
 
 
-def test_memory_in_bytes(machine: Machine) -> None:
+def test_memory_in_bytes(machine) -> None:
     machine.file("proc/meminfo", "MemTotal:       16777216 kB\nMemFree: 1 kB\nMemAvailable:    8388608 kB\n")
     machine.file("sys/fs/cgroup/memory.max", "max\n")
     assert machine.diagnose().memory == Memory(total=16 * 2**30, available=8 * 2**30, limit=None)
@@ -142,7 +94,7 @@ def test_memory_in_bytes(machine: Machine) -> None:
     assert (finding.found, finding.level) == ("16.0 GiB in all, 8.0 GiB available", "ok")
 
 
-def test_small_memory_limit_is_noted(machine: Machine) -> None:
+def test_small_memory_limit_is_noted(machine) -> None:
     machine.file("proc/meminfo", "MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\n")
     machine.file("sys/fs/cgroup/memory.max", str(2**30))
     finding = machine.finding("memory")
@@ -151,63 +103,7 @@ def test_small_memory_limit_is_noted(machine: Machine) -> None:
     assert "too little for ViT-L" in finding.fix
 
 
-def test_runtime_with_providers_is_fine(machine: Machine) -> None:
-    machine.package("onnxruntime", "1.31.1")
-    machine.onnxruntime("CPUExecutionProvider")
-    diagnosis = machine.diagnose()
-    assert diagnosis.runs_graphs
-    assert diagnosis.providers == ("CPUExecutionProvider",)
-    assert diagnosis.problems == ()
-    assert machine.finding("ONNX Runtime").found == "onnxruntime 1.31.1, CPUExecutionProvider"
-
-
-def test_two_runtimes_in_one_environment_are_a_problem_that_does_not_stop_graphs(machine: Machine) -> None:
-    machine.package("onnxruntime", "1.31.1")
-    machine.package("onnxruntime-gpu", "1.30.0")
-    machine.onnxruntime("CUDAExecutionProvider", "CPUExecutionProvider")
-    diagnosis = machine.diagnose()
-    (problem,) = diagnosis.problems
-    assert "onnxruntime and onnxruntime-gpu overwrite each other's files" in problem.fix
-    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in problem.fix
-    assert diagnosis.runs_graphs
-
-
-def test_missing_runtime_names_the_extras(machine: Machine) -> None:
-    finding = machine.finding("ONNX Runtime")
-    assert (finding.found, finding.level) == ("not installed", "problem")
-    assert "pip install 'mae-export[cpu]', or 'mae-export[gpu]'" in finding.fix
-
-
-def test_runtime_that_cannot_be_loaded_says_why(machine: Machine) -> None:
-    machine.package("onnxruntime-gpu", "1.30.0")
-    machine.monkeypatch.delitem(sys.modules, "onnxruntime")
-    (machine.site / "onnxruntime.py").write_text("raise ImportError('libcudart.so.13: cannot open\\nmore')")
-    finding = machine.finding("ONNX Runtime")
-    assert finding.level == "problem"
-    assert "cannot be loaded (libcudart.so.13: cannot open)" in finding.fix
-    assert "--force-reinstall onnxruntime-gpu" in finding.fix
-
-
-def test_half_overwritten_runtime_is_no_crash(machine: Machine) -> None:
-    machine.package("onnxruntime", "1.31.1")
-    machine.monkeypatch.setitem(sys.modules, "onnxruntime", types.SimpleNamespace())
-    assert "get_available_providers" in machine.finding("ONNX Runtime").fix
-
-
-def test_tensorrt_modules_are_found_but_not_imported(machine: Machine) -> None:
-    machine.package("tensorrt-cu12", "10.14.1", module="tensorrt")
-    machine.package("tensorrt_rtx_cu13_bindings", "1.7.0", module="tensorrt_rtx_bindings")
-    machine.package("tensorrt-rtx-cu13-libs", "1.7.0")
-    assert machine.diagnose().tensorrt == {"tensorrt": "10.14.1", "tensorrt_rtx_bindings": "1.7.0"}
-    assert machine.finding("TensorRT").found == "tensorrt 10.14.1, tensorrt_rtx_bindings 1.7.0"
-
-
-def test_tensorrt_without_metadata_is_listed(machine: Machine) -> None:
-    (machine.site / "tensorrt.py").touch()
-    assert machine.diagnose().tensorrt == {"tensorrt": "unknown version"}
-
-
-def test_export_packages(machine: Machine) -> None:
+def test_export_packages(machine) -> None:
     machine.package("torch", "2.13.0")
     finding = machine.finding("export")
     assert (finding.found, finding.level) == ("torch 2.13.0", "note")
@@ -216,7 +112,7 @@ def test_export_packages(machine: Machine) -> None:
     assert machine.finding("export") == Finding(what="export", found="torch 2.13.0, onnx 1.23.2")
 
 
-def test_gpus_are_listed_and_used_only_by_a_runtime_that_can(machine: Machine) -> None:
+def test_gpus_are_listed_and_used_only_by_a_runtime_that_can(machine) -> None:
     machine.nvidia_smi("printf 'NVIDIA H100 80GB HBM3, 9.0, 81559 MiB, 580.95\\nNVIDIA T4, 7.5, 15360 MiB, 580.95\\n'")
     h100 = Gpu(name="NVIDIA H100 80GB HBM3", compute_capability="9.0", memory_mib=81559, driver="580.95")
     t4 = Gpu(name="NVIDIA T4", compute_capability="7.5", memory_mib=15360, driver="580.95")
@@ -228,7 +124,7 @@ def test_gpus_are_listed_and_used_only_by_a_runtime_that_can(machine: Machine) -
     assert machine.finding("NVIDIA GPU").level == "ok"
 
 
-def test_gpu_query_asks_for_what_is_parsed(machine: Machine) -> None:
+def test_gpu_query_asks_for_what_is_parsed(machine) -> None:
     machine.nvidia_smi('echo "$*" > "$0.arguments"')
     assert nvidia_gpus() == ()
     asked = (machine.commands / "nvidia-smi.arguments").read_text().strip()
@@ -246,7 +142,7 @@ def test_gpu_query_asks_for_what_is_parsed(machine: Machine) -> None:
         ("exec sleep 20", "timed out after 0.2 seconds"),
     ],
 )
-def test_driver_that_does_not_answer_is_a_note(machine: Machine, script: str, said: str) -> None:
+def test_driver_that_does_not_answer_is_a_note(machine, script: str, said: str) -> None:
     machine.monkeypatch.setattr("mae_export.runtime.doctor.NVIDIA_SMI_SECONDS", 0.2)
     machine.monkeypatch.setenv("PATH", os.pathsep.join([str(machine.commands), os.defpath]))
     machine.nvidia_smi(script)
@@ -256,18 +152,19 @@ def test_driver_that_does_not_answer_is_a_note(machine: Machine, script: str, sa
     assert nvidia_gpus() == ()
 
 
-def test_command_that_cannot_be_executed_is_no_crash(machine: Machine) -> None:
+def test_command_that_cannot_be_executed_is_no_crash(machine) -> None:
     machine.nvidia_smi("echo")
     (machine.commands / "nvidia-smi").write_bytes(b"\x7fELF not for this machine")
     assert "Exec format error" in machine.finding("NVIDIA GPU").found
 
 
-def test_nonsense_from_the_driver_lists_nothing(machine: Machine) -> None:
+def test_nonsense_from_the_driver_lists_nothing(machine) -> None:
     machine.nvidia_smi("printf 'No devices were found\\n\\377\\376 , \\n'")
     assert machine.diagnose().gpus == ()
 
 
-def test_jetson_shares_its_memory(machine: Machine) -> None:
+def test_jetson_shares_its_memory(machine) -> None:
+    machine.monkeypatch.setattr("mae_export.runtime.jetson.PYTHON", (3, 10))
     machine.file(
         "etc/nv_tegra_release", "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n"
     )
@@ -281,25 +178,38 @@ def test_jetson_shares_its_memory(machine: Machine) -> None:
     assert "--system-site-packages" in machine.finding("TensorRT").fix
 
 
-def test_jetson_with_an_old_release_is_noted(machine: Machine) -> None:
+def test_jetson_with_an_old_release_is_noted(machine) -> None:
     machine.file("etc/nv_tegra_release", "# R35 (release), REVISION: 5.0, GCID: 35550185\n")
     finding = machine.finding("Jetson")
-    assert (finding.found, finding.level) == ("unknown board, L4T 35.5.0", "note")
+    assert (finding.found, finding.level) == ("unknown board, L4T 35.5.0 (JetPack 5)", "note")
     assert "flash JetPack 6" in finding.fix
 
 
-def test_jetson_seen_from_a_container(machine: Machine) -> None:
+def test_rows_of_a_board_follow_the_others(machine) -> None:
+    machine.file("proc/device-tree/model", "NVIDIA Jetson AGX Orin\0")
+    machine.file("proc/meminfo", "MemTotal: 64325600 kB\n")
+    machine.file("etc/nvpmodel.conf", "< POWER_MODEL ID=0 NAME=MAXN >\n< PM_CONFIG DEFAULT=0 >\n")
+    assert [row.what for row in machine.diagnose().findings][-3:] == ["Jetson", "power mode", "swap"]
+
+
+def test_known_faults_are_those_of_this_gpu(machine) -> None:
+    machine.package("tensorrt", "10.13.3", module="tensorrt")
+    machine.nvidia_smi("echo 'NVIDIA RTX PRO 6000, 12.0, 97887 MiB, 580.95'")
+    assert "fused attention on this GPU" in machine.finding("TensorRT version").fix
+
+
+def test_jetson_seen_from_a_container(machine) -> None:
     machine.file("proc/device-tree/model", "NVIDIA Jetson AGX Orin\0")
     assert machine.diagnose().jetson == Jetson(model="NVIDIA Jetson AGX Orin", l4t="")
     assert machine.finding("Jetson").found == "NVIDIA Jetson AGX Orin, L4T unknown"
 
 
-def test_other_boards_are_no_jetson(machine: Machine) -> None:
+def test_other_boards_are_no_jetson(machine) -> None:
     machine.file("proc/device-tree/model", "Raspberry Pi 5 Model B\0")
     assert machine.diagnose().jetson is None
 
 
-def test_json_and_rows_carry_the_findings(machine: Machine) -> None:
+def test_json_and_rows_carry_the_findings(machine) -> None:
     machine.file("proc/cpuinfo", CPUINFO)
     diagnosis = machine.diagnose()
     assert json.loads(diagnosis.to_json())["cpu"] == {
@@ -316,4 +226,4 @@ def test_this_machine_can_be_diagnosed() -> None:
     diagnosis = doctor()
     assert diagnosis.runs_graphs
     assert "CPUExecutionProvider" in diagnosis.providers
-    assert diagnosis.packages["torch"]
+    assert diagnosis.packages["onnx"]

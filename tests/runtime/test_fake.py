@@ -1,10 +1,11 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from mae_export.errors import MaskError, UsageError
-from mae_export.manifest import Manifest
+from mae_export.manifest import Manifest, TensorSpec
 from mae_export.runtime.fake import FakeSession
 from mae_export.runtime.session import Session
 
@@ -73,3 +74,15 @@ def test_a_closed_session_does_not_run(make_manifest: Make) -> None:
     session.close()
     with pytest.raises(UsageError, match="session is closed"):
         session.run({"images": one_colour(0, 0, 0)})
+
+
+def test_patches_under_the_mask_are_black(make_manifest: Make) -> None:
+    manifest = make_manifest("none")
+    mask = TensorSpec(name="mask", dtype="bool", shape=("B", 16))
+    masked = FakeSession(replace(manifest, mask_mode="mask-token", inputs=(*manifest.inputs, mask)))
+    hidden = np.zeros((1, 16), bool)
+    hidden[0, :4] = True  # the first row of patches
+    images = one_colour(10, 200, 30)
+    found = masked.run({"images": images, "mask": hidden})["patch_tokens"]
+    images[:, :8] = 0
+    np.testing.assert_array_equal(found, FakeSession(manifest).run({"images": images})["patch_tokens"])

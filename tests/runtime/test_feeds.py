@@ -115,3 +115,35 @@ def test_ragged_rows_may_repeat_patches_in_their_padding_only(ragged_manifest: M
 def test_num_keep_out_of_range_is_refused(ragged_manifest: Manifest, number: int) -> None:
     with pytest.raises(MaskError, match=rf"num_keep\[1\] is {number}; expected 1..3"):
         check_feeds(ragged_manifest, ragged([3, number], [[4, 2, 0], [0, 1, 2]]))
+
+
+def masked(mask: list[list[bool]] | np.ndarray[Any, Any]) -> Feeds:
+    mask = np.asarray(mask)
+    return {"images": np.zeros((len(mask), 32, 32, 3), np.uint8), "mask": mask}
+
+
+def test_a_mask_may_hide_any_but_every_patch(make_manifest: Callable[..., Manifest]) -> None:
+    manifest = make_manifest("mask-token")
+    visible = np.zeros((3, 16), bool)
+    check_feeds(manifest, masked(visible))
+    hidden = ~visible
+    hidden[np.arange(3), [0, 7, 15]] = False
+    check_feeds(manifest, masked(hidden))
+    hidden[1] = True
+    with pytest.raises(MaskError, match=r"^mask hides every patch of row 1; .* was the mask meant inverted \(~mask\)"):
+        check_feeds(manifest, masked(hidden))
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((2, 16), np.uint8), "input 'mask' is uint8; expected bool"),
+        (np.zeros((2, 15), bool), r"input 'mask' has shape \[2, 15\]; expected \[B, 16\]: axis 1 must be 16"),
+        (np.zeros((2, 4, 4), bool), r"input 'mask' has shape \[2, 4, 4\]; expected \[B, 16\], batch first"),
+    ],
+)
+def test_masks_of_another_kind_are_refused(
+    make_manifest: Callable[..., Manifest], mask: np.ndarray[Any, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        check_feeds(make_manifest("mask-token"), masked(mask))

@@ -27,8 +27,15 @@ def test_a_model_that_gives_its_golden_values_passes(make_manifest: Make, mode: 
     check_golden(FakeSession(with_golden(make_manifest(mode, ragged=ragged), shift=9e-4)))
 
 
+def test_the_largest_error_is_told(make_manifest: Make) -> None:
+    check = check_golden(FakeSession(with_golden(make_manifest("keep"), shift=5e-4)))
+    assert check is not None
+    assert (check.output, check.limit) == ("patch_tokens", 1e-3)
+    assert check.error == pytest.approx(5e-4, rel=1e-2)
+
+
 def test_without_golden_values_nothing_runs(make_manifest: Make) -> None:
-    check_golden(FakeSession(make_manifest("none"), lambda feeds: pytest.fail("ran")))
+    assert check_golden(FakeSession(make_manifest("none"), lambda feeds: pytest.fail("ran"))) is None
 
 
 def test_a_value_that_moved_is_named_with_both_numbers(make_manifest: Make) -> None:

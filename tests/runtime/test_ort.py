@@ -6,11 +6,17 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from mae_export.errors import GraphError, InputError, MaskError, UsageError
+import mae_export.runtime.ort as ort_module
+from mae_export.calibration.wanted import QuantizeOptions
+from mae_export.errors import GraphError, InputError, MachineError, MaskError, ResourceError, UsageError
+from mae_export.export.options import TraceOptions
 from mae_export.files import sha256_files
 from mae_export.manifest import METADATA_KEY
+from mae_export.runtime.compare import compare
 from mae_export.runtime.ort import OrtSession
+from mae_export.runtime.probes import golden_feeds
 from mae_export.runtime.session import open_session
+from tests.runtime.onnxruntime_double import CUDA, RuntimeDouble
 
 
 def write_graph(path, manifest, *, external=False):
@@ -159,3 +165,70 @@ def test_data_file_outside_the_folder(tmp_path, manifest):
     onnx.save(model, path)
     with pytest.raises(GraphError, match="escapes model directory"):
         open_session(path)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """ONNX Runtime with its CUDA provider."""
+    double = RuntimeDouble(CUDA)
+    monkeypatch.setattr(ort_module, "ort", double)
+    return double
+
+
+def test_a_session_on_a_gpu_computes_the_same(tmp_path, manifest, on_gpu):
+    path = write_graph(tmp_path / "tiny.onnx", manifest)
+    with open_session(path, backend="cuda") as session:
+        assert session.description.endswith("CUDAExecutionProvider, CPUExecutionProvider")
+        assert str(session.choice) == "cuda: it was asked for"
+        for _ in range(3):
+            found = session.run(feeds())["pooled"]
+            np.testing.assert_allclose(found, np.tile(feeds()["images"].mean(axis=(1, 2)), (1, 2)), rtol=1e-6)
+        with pytest.raises(MaskError, match="16"):
+            session.run({**feeds(), "ids_keep": np.full((2, 4), 16)})
+    assert on_gpu.made[0].session.runs == [-1, 1, 1]
+    with pytest.raises(UsageError, match=r"tiny\.onnx is closed"):
+        session.run(feeds())
+
+
+def test_a_full_gpu_says_what_to_do(tmp_path, manifest, on_gpu):
+    on_gpu.runs_out_of_memory = True
+    session = open_session(write_graph(tmp_path / "tiny.onnx", manifest), backend="cuda")
+    with session, pytest.raises(ResourceError, match="ran out of memory; use a smaller batch"):
+        session.run(feeds())
+
+
+def test_a_provider_that_refuses_the_graph_is_not_replaced_by_the_cpu(tmp_path, manifest, on_gpu):
+    on_gpu.InferenceSession = refuse
+    with pytest.raises(MachineError, match=r"cannot run .*tiny\.onnx with the backend 'cuda' \(no kernel for Gelu\)"):
+        open_session(write_graph(tmp_path / "tiny.onnx", manifest), backend="cuda")
+
+
+def refuse(path, settings, providers, enable_fallback):
+    raise onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented("no kernel for Gelu")
+
+
+def test_a_damaged_file_is_not_the_machines_fault(tmp_path, on_gpu):
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(b"<html>404</html>")
+    with pytest.raises(GraphError, match="is no graph that ONNX Runtime can load"):
+        open_session(path, backend="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(CUDA not in onnxruntime.get_available_providers(), reason="ONNX Runtime has no CUDA provider")
+def test_cuda_agrees_with_the_cpu(exported):
+    path = exported("mae/checkpoint.pth", TraceOptions(mask="keep", features=("pooled", "patch_tokens")))
+    with open_session(path, backend="cuda") as candidate, open_session(path, backend="cpu") as reference:
+        assert compare(candidate, reference).passed
+        repeated = [candidate.run(golden_feeds(candidate.manifest)) for _ in range(3)]  # once, captured, replayed
+        assert all(np.array_equal(found["pooled"], repeated[0]["pooled"]) for found in repeated)
+
+
+def test_fp8_runs_as_the_graph_says(exported, eight_bit, tmp_path):
+    """ONNX Runtime would fuse it into INT8 kernels and then refuse them."""
+    source = exported("mae/checkpoint.pth", TraceOptions())
+    path = eight_bit(source, tmp_path / "fp8.onnx", QuantizeOptions(precision="fp8"))
+    with open_session(path, backend="cpu") as session, open_session(source, backend="cpu") as exact:
+        feeds = golden_feeds(session.manifest)
+        difference = np.abs(session.run(feeds)["pooled"] - exact.run(feeds)["pooled"]).max()
+    assert 1e-4 < difference < 0.3

@@ -71,6 +71,17 @@ def test_somebodys_own_images_take_the_place_of_the_photographs(make_images, mon
     assert len(few) == 3 + 3
 
 
+def test_images_that_were_used_before_are_passed_over(make_images):
+    folder = make_images(4)
+    used = {hashlib.sha256((folder / f"00{index}.png").read_bytes()).hexdigest() for index in (0, 2)}
+    images, every = (verification_images(spec(32, 32), folder, without=names) for names in (used, ()))
+    np.testing.assert_array_equal(images[:2], every[[1, 3]])
+    assert len(images) == 2 + 3
+    used |= {hashlib.sha256((folder / f"00{index}.png").read_bytes()).hexdigest() for index in (1, 3)}
+    with pytest.raises(InputError, match=r"every picture of .* was used before; show others"):
+        verification_images(spec(32, 32), folder, without=used)
+
+
 def test_a_broken_image_of_somebodys_own_is_named(make_images):
     folder = make_images(2)
     (folder / "001.png").write_bytes(b"no picture")
@@ -143,6 +154,9 @@ def test_golden_ids_are_distinct_and_out_of_order(count):
 def test_golden_feeds_follow_the_inputs_of_each_mode(make_manifest):
     image = golden_image(ImageSpec(size=(32, 32)))
     assert list(golden_feeds(make_manifest("none"))) == ["images"]
+    masked = golden_feeds(make_manifest("mask-token"))
+    assert list(masked) == ["images", "mask"]
+    assert sorted(np.flatnonzero(~masked["mask"][0])) == sorted(golden_ids(16))
     for mode in ("keep", "patches"):
         for ragged in (False, True):
             manifest = make_manifest(mode, ragged=ragged)

@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from mae_export.runtime.thresholds import LIMITS, limits_of
+from mae_export.runtime.thresholds import CONVERSION, LIMITS, limits_of
 
 
 def test_limits_loosen_with_the_precision():
-    for strict, loose in itertools.pairwise(LIMITS[name] for name in ("fp32", "fp16", "bf16", "int8")):
+    for strict, loose in itertools.pairwise(LIMITS[name] for name in ("fp32", "fp16", "bf16", "int8", "fp8")):
         for field in ("error", "consistency", "golden"):
             assert getattr(strict, field) <= getattr(loose, field)
         for field in ("minimum", "first_percentile", "sqnr", "neighbours"):
@@ -32,4 +32,9 @@ def test_the_documented_numbers():
 
 
 def test_an_unnamed_precision_is_some_8_bit_kind():
-    assert limits_of("fp8") == LIMITS["int8"]
+    assert limits_of("int4") == LIMITS["int8"]
+
+
+def test_converting_is_judged_more_strictly_than_running():
+    assert set(CONVERSION) == set(LIMITS) - {"fp32"}
+    assert all(LIMITS[name].minimum < cosine < 1 for name, cosine in CONVERSION.items())

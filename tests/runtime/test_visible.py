@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mae_export.errors import MaskError, UsageError
-from mae_export.runtime.visible import AllVisible, FileVisible, RandomVisible, parse_visible
+from mae_export.runtime.visible import AllVisible, FileVisible, RandomVisible, hidden_patches, parse_visible
 
 
 def test_all_shows_every_patch_in_raster_order() -> None:
@@ -190,3 +190,9 @@ def test_missing_files_archives_and_pickles_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "m.npy", np.array([[{}]], dtype=object), allow_pickle=True)
     with pytest.raises(MaskError, match="cannot be read as masks"):
         parse_visible(f"file:{tmp_path / 'm.npy'}")
+
+
+def test_what_is_not_visible_is_hidden() -> None:
+    hidden = hidden_patches([np.array([2, 0]), np.array([1])], 4)
+    assert hidden.dtype == np.bool_
+    assert hidden.tolist() == [[False, True, False, True], [True, False, True, True]]

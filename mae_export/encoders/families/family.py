@@ -14,7 +14,7 @@ from mae_export.encoders.overrides import Overrides
 from mae_export.encoders.vit import ViT
 from mae_export.errors import CheckpointError
 from mae_export.manifest import MaskMode
-from mae_export.spec import EncoderSpec
+from mae_export.spec import EncoderSpec, ImageSpec, Pooled
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -33,6 +33,9 @@ class Layout:
         ignored: (regular expression, reason) pairs for tensors that the encoder does not use.
         model_type: what config.json must say; None for layouts without one.
         adapt: changes tensors, by the encoder's names and in place, where renaming is not enough.
+        asked: taken only with `--family NAME`: another family's files are named in the same way, and it recognises
+            them.
+        encoder: which architecture its tensors are of, when they tell more than the spec; None asks the family.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Layout:
     ignored: tuple[tuple[str, str], ...] = ()
     model_type: str | None = None
     adapt: Callable[[dict[str, Tensor]], None] | None = None
+    asked: bool = False
+    encoder: type[Encoder] | None = None
 
     def matched(self, names: frozenset[str], model_type: str | None) -> float:
         """Share of this layout's conditions that a file meets; 1.0 recognises it."""
@@ -94,6 +99,23 @@ class Facts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A published size: width, blocks, heads, hidden width of the MLP (0 for 4 widths), patch and image in pixels.
+
+    `parameters` counts the encoder's numbers at that image size, positions and tokens included, decoder left out.
+    """
+
+    name: str
+    dim: int
+    depth: int
+    heads: int
+    patch: int
+    parameters: int
+    image: int = 224
+    mlp_hidden: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """A family of published checkpoints.
 
@@ -108,6 +130,10 @@ class Family:
         encoder: which architecture a spec is of.
         trained: how patches were hidden in training: `keep` when they were dropped, `mask-token` when replaced,
             `none` when all were shown.
+        feature: the authors' feature of a pre-trained file.
+        image: how images are prepared for the sizes below.
+        variants: published sizes.
+        checked: what of it was compared with whose numbers.
     """
 
     name: str
@@ -119,3 +145,7 @@ class Family:
     outputs: Callable[[EncoderSpec], Mapping[str, str]]
     encoder: Callable[[EncoderSpec], type[Encoder]] = lambda _: ViT
     trained: MaskMode = "keep"
+    feature: Pooled = "class_token"
+    image: ImageSpec = ImageSpec(size=(224, 224), crop_fraction=0.875)
+    variants: tuple[Variant, ...] = ()
+    checked: str = ""

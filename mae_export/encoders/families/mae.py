@@ -1,20 +1,98 @@
 """MAE (He et al., CVPR 2022), as facebookresearch/mae and the Hugging Face port ViTMAE publish it.
 
 Shapes give everything but the heads, eps and the preprocessing. Files come in four kinds: encoder only, with the
-pre-training decoder, fine-tuned (`fc_norm` and `head`, no `norm`), and linear-probe (`norm`, `head.1`).
+pre-training decoder, fine-tuned (`fc_norm` and `head`, no `norm`), and linear-probe (`norm`, `head.1`). Families that
+kept MAE's encoder take its layouts and its `Recipe`, and say only what differs.
 """
 
 from __future__ import annotations
 
-from mae_export.encoders.families.family import Facts, Family, Layout
-from mae_export.encoders.families.sizing import depth_of, eps_of, heads_of, image_of, trained_size
-from mae_export.spec import DecoderSpec, EncoderSpec, StoredTable, Target
+from dataclasses import dataclass, replace
 
-EPS = 1e-6  # models_mae.py: norm_layer=partial(nn.LayerNorm, eps=1e-6)
+from mae_export.encoders.families.family import Facts, Family, Layout, Variant
+from mae_export.encoders.families.naming import CLASSIFIER, HUGGING_FACE_BLOCK, hugging_face_block
+from mae_export.encoders.families.sizing import depth_of, image_of, vit_spec
+from mae_export.spec import IMAGENET_MEAN, IMAGENET_STD, DecoderSpec, EncoderSpec, Pooled, Target
+
 DECODER_HEADS = 16  # models_mae.py: decoder_num_heads=16 for every published size
 
 
-def _target(facts: Facts) -> Target:
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a family that kept MAE's encoder does in its own way.
+
+    Attributes:
+        family: its name.
+        pooled: the authors' feature of a pre-trained file; that of fine-tuned files is MAE's everywhere.
+        source: where the authors compute that feature.
+        predicts: what the decoder predicts when it is not pixels; None for pixels.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+    """
+
+    family: str
+    pooled: Pooled
+    source: str
+    predicts: Target | None = None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def spec(self, facts: Facts) -> tuple[EncoderSpec, tuple[str, ...]]:
+        """Derive the spec from shapes, metadata and overrides.
+
+        Raises:
+            CheckpointError: when a fact cannot be told and was not given.
+            InputError: when facts contradict each other.
+        """
+        base, notes = vit_spec(facts, self.family)
+        return replace(
+            base,
+            image=image_of(facts, base.image.size, mean=self.mean, std=self.std),
+            pooled=base.pooled if base.norm == "pooled" else self.pooled,
+            decoder=self._decoder(facts),
+        ), notes
+
+    def _decoder(self, facts: Facts) -> DecoderSpec | None:
+        if "decoder.embed.weight" not in facts.shapes:
+            return None
+        heads = facts.overrides.decoder_heads or facts.stated("decoder_num_attention_heads", int) or DECODER_HEADS
+        return DecoderSpec(
+            dim=facts.shape("decoder.embed.weight", 2)[0],
+            depth=depth_of(facts.shapes, "decoder."),
+            heads=heads,
+            mlp_hidden=facts.shape("decoder.blocks.0.mlp.fc1.weight", 2)[0],
+            target=self.predicts or _pixels(facts),
+            values=None if self.predicts is None else facts.shape("decoder.pred.weight", 2)[0],
+        )
+
+    def outputs(self, spec: EncoderSpec) -> dict[str, str]:
+        """What each output holds, with its source."""
+        norm = "after the final norm"
+        if spec.norm == "pooled":
+            norm = "no final norm: a fine-tuned file has none for tokens"
+            pooled = (
+                "fine-tuned feature: fc_norm of the mean of the last block's patch tokens (models_vit.py, global_pool)"
+            )
+        elif spec.pooled == "fresh_norm_of_mean":
+            pooled = (
+                f"fine-tuning feature: mean of the last block's patch tokens, then a norm ({self.source}). Fine-tuning "
+                "trains that norm and this file does not hold it: a fresh one, weight 1 and bias 0, stands in"
+            )
+        else:
+            pooled = f"linear-probe feature: class token after the final norm ({self.source})"
+        predicted = "decoder's prediction of every patch in raster order"
+        return {
+            "class_token": f"class token, {norm}",
+            "mean_patch": f"mean of the patch tokens, {norm}",
+            "patch_tokens": f"patch tokens, {norm}",
+            "pooled": pooled,
+            "reconstruction": f"{predicted}, values in (y, x, c) order",
+            "prediction": predicted,
+        }
+
+
+def _pixels(facts: Facts) -> Target:
+    """Whether the decoder's pixels are normalised per patch, as far as the file or the user says."""
     args = facts.metadata.get("args")
     arguments = args if isinstance(args, dict) else {}
     known = facts.overrides.norm_pix_loss
@@ -24,51 +102,6 @@ def _target(facts: Facts) -> Target:
         return "unknown"
     return "patch-normalised" if known else "image-normalised"
 
-
-def _decoder(facts: Facts) -> DecoderSpec | None:
-    if "decoder.embed.weight" not in facts.shapes:
-        return None
-    heads = facts.overrides.decoder_heads or facts.stated("decoder_num_attention_heads", int) or DECODER_HEADS
-    return DecoderSpec(
-        dim=facts.shape("decoder.embed.weight", 2)[0],
-        depth=depth_of(facts.shapes, "decoder."),
-        heads=heads,
-        mlp_hidden=facts.shape("decoder.blocks.0.mlp.fc1.weight", 2)[0],
-        target=_target(facts),
-    )
-
-
-def spec(facts: Facts) -> tuple[EncoderSpec, tuple[str, ...]]:
-    """Derive the spec from shapes, metadata and overrides.
-
-    Raises:
-        CheckpointError: when a fact cannot be told and was not given.
-        InputError: when facts contradict each other.
-    """
-    dim, _, height, width = facts.shape("patch_embed.proj.weight", 4)
-    eps, notes = eps_of(facts, EPS)
-    size = trained_size(facts, facts.shape("pos_embed", 3)[1] - 1)
-    fine_tuned = "fc_norm.weight" in facts.shapes
-    return EncoderSpec(
-        family="mae",
-        image=image_of(facts, size),
-        patch=(1, height, width),
-        dim=dim,
-        depth=depth_of(facts.shapes),
-        heads=heads_of(facts, dim),
-        mlp_hidden=facts.shape("blocks.0.mlp.fc1.weight", 2)[0],
-        eps=eps,
-        position=StoredTable(grid=(size[0] // height, size[1] // width)),
-        norm="pooled" if fine_tuned else "tokens",
-        pooled="mean_patch" if fine_tuned else "class_token",
-        decoder=_decoder(facts),
-    ), notes
-
-
-_HEAD = (
-    r"head\.(?:\d+\.)?(?:weight|bias|running_mean|running_var|num_batches_tracked)",
-    "classifier, not part of the encoder",
-)
 
 FACEBOOK = Layout(
     name="facebookresearch/mae",
@@ -94,33 +127,15 @@ FACEBOOK = Layout(
         (r"decoder_blocks\.(.*)", r"decoder.blocks.\1"),
         (r"(cls_token|pos_embed|(?:patch_embed|blocks|norm|fc_norm)\..*)", r"\1"),
     ),
-    ignored=(_HEAD,),
+    ignored=(CLASSIFIER,),
 )
-
-_HF_BLOCK = r"(?:encoder\.layer|layers|decoder_layers|decoder_encoder\.layer)\.(\d+)\."
-
-
-def _hf_block(head: str, target: str) -> tuple[tuple[str, str], ...]:
-    """Renames of one transformer block from ViTMAE's names of transformers v4 and v5."""
-    block = head + _HF_BLOCK
-    return (
-        (block + r"attention\.(?:attention\.)?(?:query|q_proj)\.(.*)", target + r"blocks.\1.attn.q.\2"),
-        (block + r"attention\.(?:attention\.)?(?:key|k_proj)\.(.*)", target + r"blocks.\1.attn.k.\2"),
-        (block + r"attention\.(?:attention\.)?(?:value|v_proj)\.(.*)", target + r"blocks.\1.attn.v.\2"),
-        (block + r"attention\.(?:output\.dense|o_proj)\.(.*)", target + r"blocks.\1.attn.proj.\2"),
-        (block + r"layernorm_before\.(.*)", target + r"blocks.\1.norm1.\2"),
-        (block + r"layernorm_after\.(.*)", target + r"blocks.\1.norm2.\2"),
-        (block + r"(?:intermediate\.dense|mlp\.fc1)\.(.*)", target + r"blocks.\1.mlp.fc1.\2"),
-        (block + r"(?:output\.dense|mlp\.fc2)\.(.*)", target + r"blocks.\1.mlp.fc2.\2"),
-    )
-
 
 HUGGING_FACE = Layout(
     name="Hugging Face ViTMAE",
     required=(
         r"(?:vit\.)?embeddings\.cls_token",
         r"(?:vit\.)?embeddings\.position_embeddings",
-        r"(?:vit\.)?" + _HF_BLOCK + r"attention\.(?:attention\.query|q_proj)\.bias",
+        r"(?:vit\.)?" + HUGGING_FACE_BLOCK + r"attention\.(?:attention\.query|q_proj)\.bias",
     ),
     model_type="vit_mae",
     renames=(
@@ -131,35 +146,29 @@ HUGGING_FACE = Layout(
         (r"decoder\.mask_token", "decoder.mask_token"),
         (r"decoder\.decoder_(embed|norm|pred)\.(.*)", r"decoder.\1.\2"),
         (r"decoder\.decoder_pos_embed", "decoder.pos_embed"),
-        *_hf_block(r"(?:vit\.)?", ""),
-        *_hf_block(r"decoder\.", "decoder."),
+        *hugging_face_block(r"(?:vit\.)?", ""),
+        *hugging_face_block(r"decoder\.", "decoder."),
     ),
 )
 
 
-def outputs(spec: EncoderSpec) -> dict[str, str]:
-    """What each output holds, with its source."""
-    if spec.norm == "pooled":
-        norm = "no final norm: a fine-tuned file has none for tokens"
-        pooled = "fine-tuned feature: fc_norm of the mean of the last block's patch tokens (models_vit.py, global_pool)"
-    else:
-        norm = "after the final norm"
-        pooled = "linear-probe feature: class token after the final norm (main_linprobe.py)"
-    return {
-        "class_token": f"class token, {norm}",
-        "mean_patch": f"mean of the patch tokens, {norm}",
-        "patch_tokens": f"patch tokens, {norm}",
-        "pooled": pooled,
-        "reconstruction": "decoder's prediction of every patch in raster order, values in (y, x, c) order",
-    }
-
-
+RECIPE = Recipe(family="mae", pooled="class_token", source="main_linprobe.py")
+SIZES = (
+    Variant(name="ViT-B/16", dim=768, depth=12, heads=12, patch=16, parameters=85_798_656),
+    Variant(name="ViT-L/16", dim=1024, depth=24, heads=16, patch=16, parameters=303_301_632),
+    Variant(name="ViT-H/14", dim=1280, depth=32, heads=16, patch=14, parameters=630_764_800),
+)
 FAMILY = Family(
     name="mae",
     title="MAE: Masked Autoencoders Are Scalable Vision Learners (CVPR 2022)",
     repository="https://github.com/facebookresearch/mae",
     licence="CC-BY-NC-4.0",
     layouts=(FACEBOOK, HUGGING_FACE),
-    spec=spec,
-    outputs=outputs,
+    spec=RECIPE.spec,
+    outputs=RECIPE.outputs,
+    variants=SIZES,
+    checked=(
+        "tokens, blocks, features, visible subsets, reconstruction and another image size against the authors' code on "
+        "random weights; the Hugging Face layout against transformers"
+    ),
 )

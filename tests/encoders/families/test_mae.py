@@ -1,5 +1,6 @@
 """MAE's facts: sizes against the published models, names of each publisher, and files that only look like MAE."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from mae_export.encoders.families import FAMILIES, Facts
-from mae_export.encoders.families.mae import FACEBOOK, HUGGING_FACE, outputs, spec
+from mae_export.encoders.families.mae import FACEBOOK, HUGGING_FACE, RECIPE, Recipe
 from mae_export.encoders.overrides import Overrides
 from mae_export.encoders.vit import ViT
 from mae_export.errors import CheckpointError, InputError
@@ -46,7 +47,7 @@ def named(
 def derive(
     shapes: dict[str, tuple[int, ...]], metadata: dict[str, Any] | None = None, overrides: Overrides | None = None
 ) -> EncoderSpec:
-    return spec(Facts(shapes=shapes, metadata=metadata or {}, overrides=overrides or Overrides()))[0]
+    return RECIPE.spec(Facts(shapes=shapes, metadata=metadata or {}, overrides=overrides or Overrides()))[0]
 
 
 def refusal(
@@ -80,7 +81,7 @@ def test_published_sizes(dim: int, depth: int, side: int, heads: int) -> None:
 @pytest.mark.parametrize("dim", [48, 80, 1000])
 def test_heads_that_a_width_does_not_tell_are_asked_for(dim: int) -> None:
     assert refusal(named(dim, depth=2, grid=(2, 2))) == (
-        f"the number of attention heads cannot be told from a width of {dim} and 2 blocks (published sizes have 64 "
+        f"the number of attention heads cannot be told from a width of {dim} (published sizes have 64 "
         "values per head); pass --set heads=N with the trained number"
     )
     assert derive(named(dim, depth=2, grid=(2, 2)), overrides=Overrides(heads=4)).heads == 4
@@ -118,7 +119,7 @@ def test_fine_tuned_files_norm_the_mean_of_the_patches() -> None:
 
 
 def test_what_each_output_holds_depends_on_the_kind_of_file() -> None:
-    pretrained, fine_tuned = (outputs(derive(named(fine_tuned=kind))) for kind in (False, True))
+    pretrained, fine_tuned = (RECIPE.outputs(derive(named(fine_tuned=kind))) for kind in (False, True))
     assert pretrained["pooled"] == "linear-probe feature: class token after the final norm (main_linprobe.py)"
     assert fine_tuned["pooled"] == (
         "fine-tuned feature: fc_norm of the mean of the last block's patch tokens (models_vit.py, global_pool)"
@@ -126,6 +127,33 @@ def test_what_each_output_holds_depends_on_the_kind_of_file() -> None:
     for name in ("class_token", "mean_patch", "patch_tokens"):
         assert pretrained[name].endswith(", after the final norm")
         assert fine_tuned[name].endswith(", no final norm: a fine-tuned file has none for tokens")
+
+
+def test_a_family_that_kept_the_encoder_says_what_differs() -> None:
+    other = Recipe(
+        family="dbot",
+        pooled="fresh_norm_of_mean",
+        source="their_script.py",
+        predicts="teacher-features",
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+    )
+    teacher = dataclasses.replace(DECODER_512, target="teacher-features", values=32)
+    shapes = named(decoder=teacher)
+    found, _ = other.spec(Facts(shapes=shapes, metadata={}, overrides=Overrides()))
+    assert (found.family, found.pooled, found.image.mean, found.image.std) == (
+        *("dbot", "fresh_norm_of_mean"),
+        *((0.5,) * 3, (0.25,) * 3),
+    )
+    assert found.decoder == teacher
+    assert other.outputs(found)["pooled"] == (
+        "fine-tuning feature: mean of the last block's patch tokens, then a norm (their_script.py). Fine-tuning trains "
+        "that norm and this file does not hold it: a fresh one, weight 1 and bias 0, stands in"
+    )
+    tuned, _ = other.spec(Facts(shapes=named(fine_tuned=True), metadata={}, overrides=Overrides()))
+    assert (tuned.norm, tuned.pooled) == ("pooled", "mean_patch")
+    stated, _ = other.spec(Facts(shapes=shapes, metadata={}, overrides=Overrides(mean=(0.1,) * 3)))
+    assert stated.image.mean == (0.1,) * 3
 
 
 @pytest.mark.parametrize(
@@ -140,10 +168,10 @@ def test_what_each_output_holds_depends_on_the_kind_of_file() -> None:
     ],
 )
 def test_eps_is_the_one_of_training(metadata: dict[str, Any], overrides: Overrides, eps: float, noted: bool) -> None:
-    found, notes = spec(Facts(shapes=named(), metadata=metadata, overrides=overrides))
+    found, notes = RECIPE.spec(Facts(shapes=named(), metadata=metadata, overrides=overrides))
     assert found.eps == eps
     note = (
-        "config.json says layer_norm_eps=1e-12, the library's default; MAE was trained with 1e-06, which is used "
+        "config.json says layer_norm_eps=1e-12, the library's default; the authors trained with 1e-06, which is used "
         "(--set eps=1e-12 to follow config.json)"
     )
     assert notes == ((note,) if noted else ())

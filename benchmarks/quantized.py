@@ -1,0 +1,362 @@
+"""INT8 graphs of ours beside those of `onnxruntime.quantization.quantize_static`, made from the same images and masks.
+
+    python -m benchmarks.quantized [--scale full] [--wide base large] [--rounds 7]
+
+ONNX Runtime's are the best of three calibration methods, with the options that keep the same products in 8 bits: per
+channel, symmetric, no quantized outputs, weights as Q/DQ pairs, embedding and attention left out. Both see every patch
+while they are calibrated, because two of those methods refuse rows of different length. Each graph is judged against
+the float32 one on images that calibration did not see: the mean cosine of a feature after subtracting its mean, and,
+for a small MAE that is really pre-trained, a linear probe over scikit-learn's digits, paired digit by digit. Wide
+encoders have random weights, and a few channels of each norm that are far larger than the rest, as trained encoders
+have; the weights behind them are divided, so that the float32 graph computes the same. Speeds are ratios in this run,
+contenders taking turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from PIL import Image
+from rich.console import Console
+from rich.table import Table as Grid
+
+from benchmarks.hardware import RESULTS, write_result
+from benchmarks.huge import measured
+from benchmarks.sizes import spec_of
+from benchmarks.spine import race, ratio, runner, write_images
+from examples import demo
+from mae_export import graph
+from mae_export.calibration.lower import lower
+from mae_export.calibration.observe import observe
+from mae_export.calibration.options import ObserveOptions
+from mae_export.calibration.quantize import quantize_model
+from mae_export.calibration.sensitivity import fidelity, run
+from mae_export.calibration.sites import sites_of
+from mae_export.calibration.table import Table
+from mae_export.calibration.visibility import parse_visibility
+from mae_export.calibration.wanted import QuantizeOptions
+from mae_export.encoders.load import load_encoder
+from mae_export.encoders.vit import ViT
+from mae_export.export.options import TraceOptions
+from mae_export.export.trace import export_graph
+from mae_export.files import sha256_files
+from mae_export.manifest import METADATA_KEY
+from mae_export.runtime.batching import Batch, Batcher
+from mae_export.runtime.images import prepare
+from mae_export.runtime.inputs import list_items
+from mae_export.runtime.session import open_session
+from mae_export.training.checkpoint import save_checkpoint
+from mae_export.training.initialise import initialise
+from mae_export.training.probe import Z95, probe_accuracy
+
+Array = npt.NDArray[Any]
+
+METHODS = ("MinMax", "Percentile", "Entropy")
+OBSERVED = "all"
+JUDGED = ("all", "random:0.25")
+OUTLIERS, FACTOR = 6, 30.0  # channels of each norm, and how much larger they are than the others
+BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How much of everything; tiny only shows that each step works."""
+
+    steps: int
+    digits: int
+    calibration: int
+    wide: tuple[str, ...]
+    wide_calibration: int
+    wide_images: int
+    rounds: int
+
+
+SCALES = {
+    "tiny": Scale(steps=4, digits=120, calibration=8, wide=("tiny",), wide_calibration=8, wide_images=24, rounds=1),
+    "small": Scale(
+        steps=300, digits=600, calibration=32, wide=("base",), wide_calibration=16, wide_images=48, rounds=3
+    ),
+    "full": Scale(
+        steps=1400, digits=1797, calibration=128, wide=("base", "large"), wide_calibration=32, wide_images=128, rounds=7
+    ),
+}
+
+
+class Reader(CalibrationDataReader):
+    """Rows of batches, one by one."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self._rows = iter([batch.row(at).feeds for batch in batches for at in range(len(batch))])
+
+    def get_next(self) -> dict[str, Array] | None:
+        return next(self._rows, None)
+
+
+def batches_of(source: Path, images: Sequence[Path], visible: str) -> list[Batch]:
+    """Images with the patches that calibration would show of them."""
+    manifest, plan = graph.read_manifest(source), parse_visibility(visible)
+    batcher, found = Batcher(manifest, BATCH), []
+    for index, path in enumerate(images):
+        ids_keep = plan.ids_keep(index, sha256_files(path), manifest.patches.count)
+        pixels = prepare(path.read_bytes(), manifest.image)
+        full = batcher.add(index=index, item_id=path.name, pixels=pixels, ids_keep=ids_keep)
+        found += [full] if full else []
+    return [*found, *batcher.rest()]
+
+
+def features(path: Path, batches: Sequence[Batch], feature: str) -> Array:
+    """One feature of every image, in the order of the images."""
+    order = np.argsort([index for batch in batches for index in batch.indices])
+    return run(path, batches, feature)[order]
+
+
+def ours(source: Path, table: Table, folder: Path) -> dict[str, Path]:
+    """The Q/DQ graph, and the form that a CPU computes fastest."""
+    made = {}
+    for name in ("ours", "ours, for CPUs"):
+        model = ir.load(source)
+        quantize_model(model, table.ranges, QuantizeOptions(precision="int8"))
+        if name != "ours":
+            lower(model)
+        made[name] = folder / f"{source.stem} {name}.onnx"
+        graph.save(model, made[name])
+    return made
+
+
+def theirs(source: Path, batches: Sequence[Batch], folder: Path) -> dict[str, Path]:
+    """ONNX Runtime's graph for each of its methods."""
+    left_out = [site.node for site in sites_of(source) if not site.weight or site.kind == "patch_embed"]
+    manifest, made = graph.read_manifest(source), {}
+    for method in METHODS:
+        path = folder / f"{source.stem} {method}.onnx"
+        with contextlib.redirect_stdout(io.StringIO()):
+            quantize_static(
+                str(source),
+                str(path),
+                Reader(batches),
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                op_types_to_quantize=["MatMul"],
+                nodes_to_exclude=left_out,
+                calibrate_method=CalibrationMethod[method],
+                extra_options={
+                    "ActivationSymmetric": True,
+                    "WeightSymmetric": True,
+                    "QuantizeBias": False,
+                    "AddQDQPairToWeight": True,
+                    "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm", "Conv"],
+                },
+            )
+        if not any(entry.key == METADATA_KEY for entry in ir.to_proto(ir.load(path)).metadata_props):
+            graph.write_manifest(path, manifest)
+        made[f"ONNX Runtime, {method}"] = path
+    return made
+
+
+def contenders(source: Path, images: Sequence[Path], samples: int, folder: Path) -> tuple[dict[str, Path], set[str]]:
+    """All graphs, and the digests of the images they were calibrated on."""
+    out = folder / f"{source.stem}.calib.json"
+    options = ObserveOptions(samples=samples, visible=OBSERVED, batch=BATCH)
+    table = observe(source, [path.parent for path in images[:1]], out, options=options).table
+    used = [path for path in images if sha256_files(path) in table.images]
+    return {
+        "float32": source,
+        **ours(source, table, folder),
+        **theirs(source, batches_of(source, used, OBSERVED), folder),
+    }, set(table.images)
+
+
+def calibration_cost(source: Path, images: Path, samples: int) -> dict[str, Any]:
+    """Speed and peak memory of `mae-export calibrate`, in a process of its own."""
+    out = source.with_suffix(".cost.json")
+    command = (sys.executable, "-m", "mae_export", "calibrate", str(source), str(images), "-o", str(out), "--json")
+    told, seconds, peak = measured(*command, "--samples", str(samples))
+    speed = json.loads(told)["images_per_second"]
+    return {"images": samples, "seconds": seconds, "images_per_second": speed, "peak_gb": round(peak / 1e9, 2)}
+
+
+def paired(found: npt.NDArray[np.bool_], expected: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """How many more are right than in the reference, with its 95 % interval over the same samples."""
+    difference = found.astype(float) - expected.astype(float)
+    half = Z95 * difference.std(ddof=1) / np.sqrt(len(difference))
+    return {"difference": difference.mean(), "interval": [difference.mean() - half, difference.mean() + half]}
+
+
+def trained(scale: Scale, folder: Path) -> dict[str, Any]:
+    """A small MAE pre-trained on photographs and digits: cosines, and a probe that knows the digits' classes."""
+    arguments = argparse.Namespace(steps=scale.steps, seconds=None, quick=False)
+    pictures, labels = demo.digit_pictures(64)
+    training = demo.train(pictures, demo.scale_of(arguments), folder / "digits.pth")
+    source = folder / "digits.onnx"
+    demo.export(folder / "digits.pth", source, ("mean_patch",))
+    places = folder / "pictures"
+    places.mkdir()
+    for index, pixels in enumerate(pictures[: scale.digits]):
+        Image.fromarray(pixels).save(places / f"{index:04d}.png")
+    images = [item.source for item in list_items([places])]
+    graphs, used = contenders(source, images, scale.calibration, folder)
+    held = np.array([sha256_files(path) not in used for path in images])
+    results: dict[str, Any] = {"training": training, "digits": len(images), "held_out": int(held.sum()), "graphs": {}}
+    for visible in JUDGED:
+        batches = batches_of(source, images, visible)
+        expected = features(source, batches, "mean_patch")
+        reference = probe_accuracy(expected, labels[: len(images)])
+        for name, path in graphs.items():
+            values = features(path, batches, "mean_patch")
+            probe = probe_accuracy(values, labels[: len(images)])
+            results["graphs"].setdefault(name, {})[visible] = {
+                **asdict(fidelity(values[held], expected[held])),
+                "probe": probe.accuracy,
+                "probe_against_float32": paired(probe.correct, reference.correct),
+            }
+    return results
+
+
+def with_outliers(encoder: ViT) -> ViT:
+    """Scale a few channels of each block's norms, and divide the weights behind them: the function is the same."""
+    draws = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for block in encoder.blocks:
+            for norm, linear in ((block.norm1, block.attn.qkv), (block.norm2, block.mlp.fc1)):
+                channels = torch.randperm(norm.weight.numel(), generator=draws)[:OUTLIERS]
+                norm.weight[channels] *= FACTOR
+                norm.bias[channels] *= FACTOR
+                linear.weight[:, channels] /= FACTOR
+    return encoder
+
+
+def wide(size: str, scale: Scale, folder: Path) -> dict[str, Any]:
+    """A published size with random weights and outlier channels: cosines and speeds."""
+    checkpoint = save_checkpoint(with_outliers(initialise(spec_of(size), seed=0)), folder / f"{size}.pth")
+    encoder, report = load_encoder(checkpoint)
+    source = folder / f"{size}.onnx"
+    export_graph(encoder, report, source, options=TraceOptions(mask="keep", features=("pooled",)))
+    images = sorted(write_images(folder / f"{size} pictures", scale.wide_images).iterdir())
+    graphs, used = contenders(source, images, scale.wide_calibration, folder)
+    held = [path for path in images if sha256_files(path) not in used]
+    results: dict[str, Any] = {"size": size, "held_out": len(held), "graphs": {name: {} for name in graphs}}
+    for visible in JUDGED:
+        batches = batches_of(source, held, visible)
+        expected = run(source, batches, "pooled")
+        for name, path in graphs.items():
+            results["graphs"][name][visible] = asdict(fidelity(run(path, batches, "pooled"), expected))
+    best = best_of(results["graphs"])
+    names = ("float32", "ours", "ours, for CPUs", best)
+    results["calibration"] = calibration_cost(source, images[0].parent, len(images))
+    results["speed"] = speeds({name: graphs[name] for name in names}, scale.rounds)
+    return results
+
+
+def best_of(graphs: dict[str, Any]) -> str:
+    """The method of ONNX Runtime whose features agree best, over all plans of visible patches."""
+    names = [name for name in graphs if name.startswith("ONNX Runtime")]
+    return max(names, key=lambda name: sum(graphs[name][visible]["cosine"] for visible in JUDGED))
+
+
+def speeds(graphs: dict[str, Path], rounds: int) -> dict[str, Any]:
+    """Each graph with all and with a quarter of the patches, taking turns; ratios to float32 with all."""
+    manifest, draws = graph.read_manifest(graphs["float32"]), np.random.default_rng(0)
+    images = draws.integers(0, 256, (BATCH, *manifest.image.size, 3), dtype=np.uint8)
+    count = manifest.patches.count
+    sessions = {name: open_session(path) for name, path in graphs.items()}
+    runs = {}
+    for label, kept in (("all", count), ("25 %", count // 4)):
+        ids_keep = np.stack([draws.permutation(count)[:kept] for _ in range(BATCH)])
+        for name, session in sessions.items():
+            runs[f"{name}, {label}"] = runner(session, {"images": images, "ids_keep": ids_keep})
+    seconds = race(runs, rounds)
+    for session in sessions.values():
+        session.close()
+    found: dict[str, Any] = {"images_per_second": {name: BATCH / float(np.median(s)) for name, s in seconds.items()}}
+    for label in ("all", "25 %"):
+        found[f"over float32, {label}"] = {
+            name: ratio(seconds, f"float32, {label}", f"{name}, {label}") for name in graphs if name != "float32"
+        }
+    found["8 bits and 25 % over float32 and all"] = ratio(seconds, "float32, all", "ours, for CPUs, 25 %")
+    return found
+
+
+def prove(scale: Scale, folder: Path) -> dict[str, Any]:
+    """Everything, in a folder of its own."""
+    return {
+        "scale": asdict(scale),
+        "observed": OBSERVED,
+        "threads": torch.get_num_threads(),
+        "trained": trained(scale, folder),
+        "wide": [wide(size, scale, folder) for size in scale.wide],
+    }
+
+
+def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The table: one line for each encoder and graph."""
+    for encoder, found in (("digits MAE", result["trained"]), *((each["size"], each) for each in result["wide"])):
+        best = best_of(found["graphs"])
+        for name, by_plan in found["graphs"].items():
+            cells = [f"{by_plan[visible]['cosine']:.5f}" for visible in JUDGED]
+            probe = by_plan["all"].get("probe_against_float32")
+            low, high = probe["interval"] if probe else (0.0, 0.0)
+            told = f"{by_plan['all']['probe']:.2%} ({100 * low:+.2f}..{100 * high:+.2f})" if probe else ""
+            gains = [
+                found["speed"][f"over float32, {label}"].get(name) if "speed" in found else None
+                for label in ("all", "25 %")
+            ]
+            yield (
+                encoder,
+                f"{name} (best)" if name == best else name,
+                *cells,
+                told,
+                *(f"{gain:.2f}x" if gain else "" for gain in gains),
+            )
+
+
+def main() -> None:
+    """Run everything, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", choices=SCALES, default="full")
+    parser.add_argument("--wide", nargs="*", help="sizes of the wide encoders, instead of the scale's")
+    parser.add_argument("--rounds", type=int, help="of the comparison of speeds, instead of the scale's")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    scale = SCALES[options.scale]
+    scale = replace(scale, wide=tuple(options.wide or scale.wide), rounds=options.rounds or scale.rounds)
+    logging.getLogger().setLevel(logging.ERROR)  # quantize_static recommends a step that rewrites the graph
+    with tempfile.TemporaryDirectory() as name:
+        result = prove(scale, Path(name))
+    path = write_result(
+        "quantized" if options.scale == "full" else f"quantized-{options.scale}", result, options.results
+    )
+    table = Grid(
+        "encoder", "graph", "cosine, all", "cosine, 25 %", "probe (against float32)", "speed, all", "speed, 25 %"
+    )
+    for row in rows(result):
+        table.add_row(*row)
+    console = Console(width=140)
+    console.print(table)
+    for found in result["wide"]:
+        cost = found["calibration"]
+        console.print(
+            f"{found['size']}: calibrating on {cost['images']} images, {cost['images_per_second']:.1f} images/s, "
+            f"at most {cost['peak_gb']} GB"
+        )
+    console.print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""PyTorch on a graph's own work, to be timed beside it: eager, compiled, and in bf16.
+
+The rival computes the same outputs from the same feeds with the encoder's shortest formulation (folded normalisation,
+hidden patches never embedded, fused attention), so that a difference is the runtime's and nothing else. Its weights are
+random: time does not depend on them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from mae_export.encoders.encoder import Encoder
+from mae_export.encoders.families.installed import families
+from mae_export.errors import InputError, MachineError, UsageError
+from mae_export.export.options import Rival
+from mae_export.export.view import ExportView
+from mae_export.manifest import Manifest, read_json
+from mae_export.runtime.bench import Contender, Feeds, Maker, Run
+from mae_export.spec import EncoderSpec
+
+RIVALS: tuple[Rival, ...] = get_args(Rival)
+Device = Literal["cpu", "cuda"]
+WEIGHT_STD = 0.02
+GPU_GEMM_SIZE = 8192
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # every other precision is judged against fp16 on GPUs
+
+
+def rival_maker(manifest: Manifest, rival: Rival, *, device: Device = "cpu", threads: int = 0) -> Maker:
+    """What prepares runs of a rival.
+
+    Args:
+        manifest: of the graph to compete with.
+        rival: `torch` is eager and `compile` is compiled, both in float32 on a CPU, on a GPU in the graph's precision
+            (float16 for 8 bits); `torch-bf16` is eager under bf16 autocast.
+        device: to run on.
+        threads: of the CPU; 0 leaves PyTorch's.
+
+    Raises:
+        UsageError: when there is no such rival.
+        InputError: when the manifest does not describe an encoder that this version builds.
+        MachineError: when the device is not there.
+    """
+    if rival not in RIVALS:
+        raise UsageError(f"there is no rival {rival!r}; expected some of {', '.join(RIVALS)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MachineError("this PyTorch sees no GPU; install one that was built for CUDA, or leave PyTorch out")
+    if threads:
+        torch.set_num_threads(threads)
+    names = tuple(output.name for output in manifest.outputs)
+    view: nn.Module = ExportView(random_encoder(manifest), manifest.mask_mode, ragged=manifest.ragged, features=names)
+    dtype = torch.float32 if device == "cpu" else DTYPES.get(manifest.precision, torch.float16)
+    view = view.eval().to(device=device, dtype=dtype)
+    called: Callable[..., Any] = view
+    if rival == "compile":  # on a GPU with CUDA graphs, as a rival of sessions that use them
+        called = torch.compile(view, dynamic=False, mode="default" if device == "cpu" else "reduce-overhead")
+
+    def make(feeds: Feeds) -> Run:
+        inputs = [torch.from_numpy(feeds[spec.name]) for spec in manifest.inputs]
+
+        def run() -> object:
+            moved = [value.to(device) for value in inputs]
+            with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16, enabled=rival == "torch-bf16"):
+                return [value.cpu() for value in called(*moved)]
+
+        return run
+
+    return make
+
+
+def random_encoder(manifest: Manifest) -> Encoder:
+    """The encoder that a manifest describes, with random weights.
+
+    Raises:
+        InputError: when this version knows no such encoder.
+    """
+    spec = read_json(json.dumps(manifest.encoder), EncoderSpec, "encoder of the manifest")
+    if spec.family not in families():
+        raise InputError(f"the graph's family is {spec.family!r}; known here: {', '.join(families())}")
+    if not {output.name for output in manifest.outputs} & {"reconstruction", "prediction"}:
+        spec = dataclasses.replace(spec, decoder=None)
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        encoder = families()[spec.family].encoder(spec)(spec)
+    encoder.to_empty(device="cpu")
+    for parameter in (*encoder.parameters(), *encoder.buffers()):
+        if parameter.is_floating_point():
+            nn.init.normal_(parameter, std=WEIGHT_STD)
+    return encoder.eval()
+
+
+def gemm_on_gpu(precision: str, size: int = GPU_GEMM_SIZE) -> Contender:
+    """PyTorch's product of two matrices on the GPU, in the type of a graph's products there (float16 for 8 bits).
+
+    Raises:
+        MachineError: when PyTorch sees no GPU.
+    """
+    if not torch.cuda.is_available():
+        raise MachineError("this PyTorch sees no GPU to measure matrix products on")
+    dtype = DTYPES.get(precision, torch.float16)
+    left, right = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
+    out = torch.empty_like(left)
+
+    def run() -> None:
+        torch.mm(left, right, out=out)
+        torch.cuda.synchronize()
+
+    return Contender(run=run, flops=2.0 * size**3)

@@ -1,0 +1,121 @@
+"""Running ONNX Runtime on a GPU with inputs and outputs in the GPU's memory, and shapes that come often as CUDA graphs.
+
+A batch is copied in, computed and copied out once; ONNX Runtime alone would stage it through buffers of its own. A CUDA
+graph replays all kernels of a batch with one launch, which counts where batches are small; it holds addresses, so every
+captured shape keeps buffers. Shapes that come once, as in jobs whose rows keep different numbers of patches, are not
+worth that.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mae_export.manifest import Manifest, TensorSpec
+
+Array = npt.NDArray[Any]
+Key = tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]
+DEVICE, DEVICE_ID = "cuda", 0
+GRAPHS = 8  # captured per session; each keeps the buffers of one batch
+REMEMBERED = 64  # shapes whose first sighting is remembered
+NO_GRAPH = -1  # the id of runs that ONNX Runtime neither captures nor replays
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Captured:
+    """Buffers of one shape, and the number of the graph that reads and writes them."""
+
+    inputs: dict[str, Any]
+    binding: Any
+    number: int
+
+
+class BoundRuns:
+    """Runs one session; from several threads one after another, because they share a GPU and its buffers.
+
+    Args:
+        runtime: the module onnxruntime.
+        session: on a GPU.
+        manifest: of the graph.
+        graphs: whether the session was made with `enable_cuda_graph`.
+    """
+
+    def __init__(self, runtime: Any, session: Any, manifest: Manifest, *, graphs: bool) -> None:
+        self._runtime = runtime
+        self._session = session
+        self._specs = {spec.name: spec for spec in (*manifest.inputs, *manifest.outputs)}
+        self._graphs = graphs
+        self._seen: dict[Key, None] = {}
+        self._captured: dict[Key, _Captured] = {}
+        self._lock = threading.Lock()
+
+    def run(self, feeds: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
+        """Values of the outputs, in the order of their names; feeds were checked against the manifest."""
+        arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        key = (tuple(names), tuple(arrays[name].shape for name in sorted(arrays)))
+        with self._lock:
+            captured = self._captured_for(key, arrays)
+            if captured is None:
+                return self._run_once(arrays, names)
+            for name, value in captured.inputs.items():
+                value.update_inplace(arrays[name])
+            return self._finish(captured.binding, captured.number)
+
+    def _captured_for(self, key: Key, arrays: Mapping[str, Array]) -> _Captured | None:
+        """Buffers for a shape that came before, while there are graphs left."""
+        if not self._graphs or key in self._captured:
+            return self._captured.get(key)
+        if key not in self._seen or len(self._captured) == GRAPHS:
+            self._seen[key] = None
+            if len(self._seen) > REMEMBERED:
+                del self._seen[next(iter(self._seen))]
+            return None
+        extents = {
+            dim: size
+            for name, array in arrays.items()
+            for dim, size in zip(self._specs[name].shape, array.shape, strict=True)
+            if isinstance(dim, str)
+        }
+        binding = self._session.io_binding()
+        inputs = {name: self._buffer(array.shape, array.dtype) for name, array in arrays.items()}
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in key[0]:
+            spec = self._specs[name]
+            binding.bind_ortvalue_output(name, self._buffer(shape_of(spec, extents), np.dtype(spec.dtype)))
+        self._captured[key] = _Captured(inputs=inputs, binding=binding, number=len(self._captured) + 1)
+        return self._captured[key]
+
+    def _buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        return self._runtime.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, DEVICE, DEVICE_ID)
+
+    def _run_once(self, arrays: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
+        binding = self._session.io_binding()
+        for name, array in arrays.items():
+            value = self._runtime.OrtValue.ortvalue_from_numpy(array, DEVICE, DEVICE_ID)
+            binding.bind_ortvalue_input(name, value)
+        for name in names:
+            binding.bind_output(name, DEVICE, DEVICE_ID)
+        return self._finish(binding, NO_GRAPH)
+
+    def _finish(self, binding: Any, number: int) -> list[Array]:
+        options = self._runtime.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(number))
+        self._session.run_with_iobinding(binding, options)
+        values: list[Array] = binding.copy_outputs_to_cpu()
+        return values
+
+
+def shape_of(spec: TensorSpec, extents: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of an output, whose symbolic axes are an input's or, as `kept+1`, a number more."""
+    return tuple(dim if isinstance(dim, int) else _size(dim, extents) for dim in spec.shape)
+
+
+def _size(dim: str, extents: Mapping[str, int]) -> int:
+    name, _, more = dim.partition("+")
+    return extents[name] + int(more or 0)
