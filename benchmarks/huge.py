@@ -51,31 +51,23 @@ def prove(size: str, folder: Path) -> dict[str, Any]:
     """Write a checkpoint of that size, load it, export it, inspect the graph; what each step needed."""
     checkpoint = folder / f"mae_pretrain_vit_{size}.pth"
     measured(sys.executable, "-m", "benchmarks.huge", "--write", size, str(checkpoint))
+    return {"size": size, **through(checkpoint, folder / f"vit_{size}.onnx", "--mask", "keep")}
+
+
+def through(checkpoint: Path, graph: Path, *options: str) -> dict[str, Any]:
+    """Load a checkpoint and export it with these options; what each step needed."""
     bytes_ = checkpoint.stat().st_size
     loaded = json.loads(measured(sys.executable, "-c", LOAD, str(checkpoint))[0])
-    graph = folder / f"vit_{size}.onnx"
-    command = (
-        sys.executable,
-        "-m",
-        "mae_export",
-        "export",
-        str(checkpoint),
-        "-o",
-        str(graph),
-        "--mask",
-        "keep",
-        "--json",
-    )
+    command = (sys.executable, "-m", "mae_export", "export", str(checkpoint), "-o", str(graph), *options, "--json")
     text, seconds, peak = measured(*command)
     verification = json.loads(text)["manifest"]["verification"]
     return {
-        "size": size,
         "parameters": loaded["parameters"],
         "checkpoint_bytes": bytes_,
         "load_peak_over_file": round(loaded["bytes"] / bytes_, 3),
         "export_seconds": seconds,
         "export_peak_gb": round(peak / 1e9, 2),
-        "files": {path.name: path.stat().st_size for path in sorted(folder.glob(f"{graph.name}*"))},
+        "files": {path.name: path.stat().st_size for path in sorted(graph.parent.glob(f"{graph.name}*"))},
         "verification": verification,
     }
 

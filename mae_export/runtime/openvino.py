@@ -8,19 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mae_export.errors import GraphError, MachineError, UsageError
-from mae_export.files import model_files, sha256_files
-from mae_export.manifest import Manifest
-from mae_export.runtime.feeds import check_feeds
+from mae_export.errors import GraphError, MachineError
 from mae_export.runtime.graph_manifest import read_manifest
+from mae_export.runtime.graph_session import GraphSession
 from mae_export.runtime.providers import Choice
 
 Array = npt.NDArray[Any]
@@ -28,7 +24,7 @@ DEVICE = "CPU"
 ASKED_FOR = Choice(backend="openvino", reason="it was asked for")
 
 
-class OpenVinoSession:
+class OpenVinoSession(GraphSession):
     """Runs a graph of ours with OpenVINO on the CPU; safe to use from several threads, which take turns.
 
     All outputs are computed in every run, wanted or not.
@@ -43,7 +39,7 @@ class OpenVinoSession:
 
     Raises:
         GraphError: when OpenVINO refuses the file, or it carries no manifest.
-        MachineError: when OpenVINO is not installed or finds no CPU.
+        MachineError: when OpenVINO is not installed.
     """
 
     def __init__(self, path: Path, *, threads: int = 0, choice: Choice = ASKED_FOR) -> None:
@@ -54,8 +50,6 @@ class OpenVinoSession:
         manifest = read_manifest(path)
         if manifest is None:
             raise GraphError(f"{path} carries no manifest; expected a graph written by `mae-export export`")
-        self._path = path
-        self._manifest = manifest
         self._version = str(openvino.__version__).partition("-")[0]
         core = openvino.Core()
         self.choice = _with_precision(core, choice, manifest.precision)
@@ -63,28 +57,14 @@ class OpenVinoSession:
         if threads:
             settings["INFERENCE_NUM_THREADS"] = str(threads)
         try:
-            self._compiled: Any = core.compile_model(str(path), DEVICE, settings)
+            compiled = core.compile_model(str(path), DEVICE, settings)
         except RuntimeError as error:
             raise GraphError(
                 f"OpenVINO {self._version} cannot load {path}: {error}. Run it with backend 'cpu'; if that fails as "
                 "well, the file is damaged: export it again"
             ) from error
-        self._idle: list[Any] = []
-
-    @property
-    def name(self) -> str:
-        """File name of the graph."""
-        return self._path.name
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the graph promises."""
-        return self._manifest
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the graph's bytes followed by its data file's."""
-        return sha256_files(*model_files(self._path))
+        super().__init__(path, manifest, compiled)
+        self._idle: list[Any] = []  # requests that no thread uses; each holds the buffers of a run
 
     @property
     def description(self) -> str:
@@ -93,11 +73,12 @@ class OpenVinoSession:
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run one batch; see `Session.run`."""
-        names = tuple(spec.name for spec in self._manifest.outputs) if outputs is None else tuple(outputs)
-        for name in names:
-            self._manifest.output(name)
-        check_feeds(self._manifest, feeds)
-        request = self._request()
+        compiled = self._open()
+        names = self._checked(feeds, outputs)
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = compiled.create_infer_request()
         try:
             shared = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
             found = request.infer(shared, share_inputs=True, share_outputs=True)
@@ -107,27 +88,10 @@ class OpenVinoSession:
         self._idle.append(request)
         return values
 
-    def _request(self) -> Any:
-        """One that no other thread uses; it holds the buffers of a run."""
-        if self._compiled is None:
-            raise UsageError(f"the session on {self._path} is closed; open it again")
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self._compiled.create_infer_request()
-
     def close(self) -> None:
         """Give the memory back."""
-        self._compiled = None
         self._idle = []
-
-    def __enter__(self) -> OpenVinoSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        super().close()
 
 
 def _with_precision(core: Any, choice: Choice, precision: str) -> Choice:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy.typing as npt
 import onnxruntime as ort
 
-from mae_export.errors import GraphError, MachineError, ResourceError, UsageError
-from mae_export.files import model_files, sha256_files
+from mae_export.errors import GraphError, MachineError, ResourceError
 from mae_export.manifest import METADATA_KEY, Manifest
 from mae_export.runtime.bound import BoundRuns
-from mae_export.runtime.feeds import check_feeds
 from mae_export.runtime.graph_manifest import read_manifest
+from mae_export.runtime.graph_session import GraphSession
 from mae_export.runtime.providers import ON_CPU, Choice, open_on_gpu
 
 _LOAD_ERRORS = tuple(
@@ -27,7 +24,7 @@ _LOAD_ERRORS = tuple(
 _DAMAGED = tuple(getattr(ort.capi.onnxruntime_pybind11_state, name) for name in ("InvalidProtobuf", "NoSuchFile"))
 
 
-class OrtSession:
+class OrtSession(GraphSession):
     """Runs a graph of ours with ONNX Runtime; safe to use from several threads.
 
     Args:
@@ -48,55 +45,18 @@ class OrtSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors reach us as exceptions; warnings would only disturb a progress bar
-        self.choice = choice
         try:
-            if choice.backend == "cpu":
-                for name, value in choice.options.items():
-                    options.add_session_config_entry(name, value)
-                self._session: Any = _load(path, options)
-            else:
-                self._session, self.choice = open_on_gpu(ort, path, options, choice)
+            session, self.choice = _load(path, options, choice)
         except _LOAD_ERRORS as error:
-            if choice.backend != "cpu" and not isinstance(error, _DAMAGED):
-                raise MachineError(
-                    f"ONNX Runtime cannot run {path} with the backend {choice.backend!r} ({error}). Open it with "
-                    "backend 'cpu', or see `mae-export doctor`"
-                ) from error
-            if _promises(path, "bf16"):
-                raise MachineError(
-                    f"{path} is a bf16 graph, which ONNX Runtime cannot run on a CPU ({error}). Run: pip install "
-                    "'mae-export[openvino]', which can; or build an engine from it with `mae-export build`, or convert "
-                    "the float32 graph to fp16, or run that"
-                ) from error
-            raise GraphError(
-                f"{path} is no graph that ONNX Runtime can load; expected one written by `mae-export export`. If it "
-                f"was, the file is damaged: copy or export it again. ONNX Runtime says: {error}"
-            ) from error
-        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+            raise _refusal(path, choice, error) from error
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
             raise GraphError(f"{path} carries no manifest; expected a graph written by `mae-export export`")
-        self._path = path
-        self._manifest = Manifest.from_json(text)
-        self._names = tuple(spec.name for spec in self._manifest.outputs)
+        super().__init__(path, Manifest.from_json(text), session)
         self._bound: BoundRuns | None = None
         if choice.backend != "cpu":
             graphs = self.choice.options.get("enable_cuda_graph") == "1"
-            self._bound = BoundRuns(ort, self._session, self._manifest, graphs=graphs)
-
-    @property
-    def name(self) -> str:
-        """File name of the graph."""
-        return self._path.name
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the graph promises."""
-        return self._manifest
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the graph's bytes followed by its data file's."""
-        return sha256_files(*model_files(self._path))
+            self._bound = BoundRuns(ort, session, self.manifest, graphs=graphs)
 
     @property
     def description(self) -> str:
@@ -107,12 +67,8 @@ class OrtSession:
         self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         """Run one batch; see `Session.run`."""
-        session = self._open()
-        names = self._names if outputs is None else tuple(outputs)
-        for name in names:
-            self._manifest.output(name)
-        check_feeds(self._manifest, feeds)
-        bound = self._bound
+        session, bound = self._open(), self._bound
+        names = self._checked(feeds, outputs)
         try:
             values = session.run(list(names), dict(feeds)) if bound is None else bound.run(feeds, names)
         except _LOAD_ERRORS as error:
@@ -123,32 +79,44 @@ class OrtSession:
 
     def close(self) -> None:
         """Give the memory back."""
-        self._session = self._bound = None
-
-    def _open(self) -> Any:
-        if self._session is None:
-            raise UsageError(f"the session on {self._path} is closed; open it again")
-        return self._session
-
-    def __enter__(self) -> OrtSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        self._bound = None
+        super().close()
 
 
-def _load(path: Path, options: ort.SessionOptions) -> Any:
+def _load(path: Path, options: ort.SessionOptions, choice: Choice) -> tuple[Any, Choice]:
+    """ONNX Runtime's session, and the choice as it came out."""
+    if choice.backend != "cpu":
+        return open_on_gpu(ort, path, options, choice)
     # CPUs without VNNI add pairs of 8-bit products in 16 bits, which overflows; there weights become unsigned.
     options.add_session_config_entry("session.x64quantprecision", "1")
+    for name, value in choice.options.items():
+        options.add_session_config_entry(name, value)
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), choice
     except _LOAD_ERRORS:
         if not _promises(path, "fp8"):
             raise
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # FP8 would be fused into INT8 kernels
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), choice
+
+
+def _refusal(path: Path, choice: Choice, error: Exception) -> GraphError | MachineError:
+    """What ONNX Runtime's refusal to load a file means."""
+    if choice.backend != "cpu" and not isinstance(error, _DAMAGED):
+        return MachineError(
+            f"ONNX Runtime cannot run {path} with the backend {choice.backend!r} ({error}). Open it with backend "
+            "'cpu', or see `mae-export doctor`"
+        )
+    if _promises(path, "bf16"):
+        return MachineError(
+            f"{path} is a bf16 graph, which ONNX Runtime cannot run on a CPU ({error}). Run: pip install "
+            "'mae-export[openvino]', which can; or build an engine from it with `mae-export build`, or convert the "
+            "float32 graph to fp16, or run that"
+        )
+    return GraphError(
+        f"{path} is no graph that ONNX Runtime can load; expected one written by `mae-export export`. If it was, the "
+        f"file is damaged: copy or export it again. ONNX Runtime says: {error}"
+    )
 
 
 def _promises(path: Path, precision: str) -> bool:

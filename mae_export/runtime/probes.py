@@ -168,7 +168,7 @@ def golden_feeds(manifest: Manifest) -> dict[str, npt.NDArray[Any]]:
         return {"images": images}
     ids = golden_ids(manifest.patches.count)[None]
     if manifest.mask_mode == "mask-token":
-        return {"images": images, "mask": hidden_patches(ids, manifest.patches.count)}
+        return {"images": images, "mask": hidden_patches(list(ids), manifest.patches.count)}
     feeds: dict[str, npt.NDArray[Any]] = {"images": images, "ids_keep": ids}
     if manifest.mask_mode == "patches":
         feeds = {"patches": patchify(images, manifest.patches)[:, ids[0]], "ids_keep": ids}

@@ -1,10 +1,14 @@
 import sys
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
+from mae_export.calibration.wanted import QuantizeOptions
 from mae_export.errors import InputError, MachineError, UsageError
 from mae_export.export.options import TraceOptions
-from mae_export.runtime.session import open_session
+from mae_export.runtime.probes import golden_feeds
+from mae_export.runtime.session import open_session, open_to_judge
 
 
 def test_missing_model_says_what_was_expected(tmp_path):
@@ -63,9 +67,7 @@ def test_8_bit_graphs_are_judged_as_they_are_written(exported, eight_bit, tmp_pa
         for path in (good, wrong):
             with opened(path) as session:
                 found[opened, path] = session.run(golden_feeds(session.manifest))["pooled"]
-    fused, judged = (
-        np.abs(found[opened, good] - found[opened, wrong]).max() for opened in (open_session, open_to_judge)
-    )
+    fused, judged = (np.abs(found[f, good] - found[f, wrong]).max() for f in (open_session, open_to_judge))
     assert fused < 1e-6
     assert judged > 1e-2
     assert np.abs(found[open_session, good] - found[open_to_judge, good]).max() < 1e-2
