@@ -1,10 +1,12 @@
 """INT8 graphs of ours beside those of `onnxruntime.quantization.quantize_static`, made from the same images and masks.
 
-    python -m benchmarks.quantized [--scale full] [--wide base large] [--rounds 7]
+    python -m benchmarks.quantized [--scale full] [--wide base large] [--rounds 7] [--modelopt PYTHON]
 
 ONNX Runtime's are the best of three calibration methods, with the options that keep the same products in 8 bits: per
-channel, symmetric, no quantized outputs, weights as Q/DQ pairs, embedding and attention left out. Both see every patch
-while they are calibrated, because two of those methods refuse rows of different length. Each graph is judged against
+channel, symmetric, no quantized outputs, weights as Q/DQ pairs, embedding and attention left out. NVIDIA's Model
+Optimizer joins with the same products where PYTHON is an interpreter that has it (modelopt_graph.py says how to make
+one). All see every patch while they are calibrated, because two of ONNX Runtime's methods refuse rows of different
+length. Each graph is judged against
 the float32 one on images that calibration did not see: the mean cosine of a feature after subtracting its mean, and,
 for a small MAE that is really pre-trained, a linear probe over scikit-learn's digits, paired digit by digit. Wide
 encoders have random weights, and a few channels of each norm that are far larger than the rest, as trained encoders
@@ -67,6 +69,10 @@ from mae_export.training.probe import Z95, probe_accuracy
 Array = npt.NDArray[Any]
 
 METHODS = ("MinMax", "Percentile", "Entropy")
+MODELOPT = Path(__file__).with_name("modelopt_graph.py")
+MODELOPT_METHODS = ("entropy", "max")
+MODELOPT_VERSION = "import importlib.metadata as installed; print(installed.version('nvidia-modelopt'))"
+OTHERS = ("ONNX Runtime", "modelopt")  # of each, the best of its methods counts
 OBSERVED = "all"
 JUDGED = ("all", "random:0.25")
 OUTLIERS, FACTOR = 6, 30.0  # channels of each norm, and how much larger they are than the others
@@ -92,7 +98,7 @@ SCALES = {
         steps=300, digits=600, calibration=32, wide=("base",), wide_calibration=16, wide_images=48, rounds=3
     ),
     "full": Scale(
-        steps=1400, digits=1797, calibration=128, wide=("base", "large"), wide_calibration=32, wide_images=128, rounds=7
+        steps=1400, digits=1797, calibration=128, wide=("base", "large"), wide_calibration=16, wide_images=64, rounds=5
     ),
 }
 
@@ -140,8 +146,7 @@ def ours(source: Path, table: Table, folder: Path) -> dict[str, Path]:
 
 def theirs(source: Path, batches: Sequence[Batch], folder: Path) -> dict[str, Path]:
     """ONNX Runtime's graph for each of its methods."""
-    left_out = [site.node for site in sites_of(source) if not site.weight or site.kind == "patch_embed"]
-    manifest, made = graph.read_manifest(source), {}
+    left_out, made = not_quantized(source), {}
     for method in METHODS:
         path = folder / f"{source.stem} {method}.onnx"
         with contextlib.redirect_stdout(io.StringIO()):
@@ -164,22 +169,47 @@ def theirs(source: Path, batches: Sequence[Batch], folder: Path) -> dict[str, Pa
                     "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm", "Conv"],
                 },
             )
-        if not any(entry.key == METADATA_KEY for entry in ir.to_proto(ir.load(path)).metadata_props):
-            graph.write_manifest(path, manifest)
-        made[f"ONNX Runtime, {method}"] = path
+        made[f"ONNX Runtime, {method}"] = with_manifest(path, source)
     return made
 
 
-def contenders(source: Path, images: Sequence[Path], samples: int, folder: Path) -> tuple[dict[str, Path], set[str]]:
-    """All graphs, and the digests of the images they were calibrated on."""
+def modelopts(python: str, source: Path, batches: Sequence[Batch], folder: Path) -> dict[str, Path]:
+    """Model Optimizer's graph for each of its methods, made by another interpreter."""
+    feeds, made = folder / f"{source.stem}.npz", {}
+    np.savez(feeds, **{name: np.concatenate([batch.feeds[name] for batch in batches]) for name in batches[0].feeds})
+    for method in MODELOPT_METHODS:
+        path = folder / f"{source.stem} modelopt {method}.onnx"
+        files = (str(source), str(feeds), str(path))
+        # -I keeps this folder, whose modules have common names, out of the other interpreter's path
+        measured(python, "-I", str(MODELOPT), *files, "--method", method, "--leave-out", *not_quantized(source))
+        made[f"modelopt, {method}"] = with_manifest(path, source)
+    return made
+
+
+def not_quantized(source: Path) -> list[str]:
+    """The products that stay float32 in our graphs: embedding and attention."""
+    return [site.node for site in sites_of(source) if not site.weight or site.kind == "patch_embed"]
+
+
+def with_manifest(path: Path, source: Path) -> Path:
+    """The graph at `path`, with the source's manifest where its maker dropped it."""
+    if not any(entry.key == METADATA_KEY for entry in ir.to_proto(ir.load(path)).metadata_props):
+        graph.write_manifest(path, graph.read_manifest(source))
+    return path
+
+
+def contenders(source: Path, images: Sequence[Path], samples: int, modelopt: str) -> tuple[dict[str, Path], set[str]]:
+    """All graphs, beside their source, and the digests of the images they were calibrated on."""
+    folder = source.parent
     out = folder / f"{source.stem}.calib.json"
     options = ObserveOptions(samples=samples, visible=OBSERVED, batch=BATCH)
     table = observe(source, [path.parent for path in images[:1]], out, options=options).table
-    used = [path for path in images if sha256_files(path) in table.images]
+    batches = batches_of(source, [path for path in images if sha256_files(path) in table.images], OBSERVED)
     return {
         "float32": source,
         **ours(source, table, folder),
-        **theirs(source, batches_of(source, used, OBSERVED), folder),
+        **theirs(source, batches, folder),
+        **(modelopts(modelopt, source, batches, folder) if modelopt else {}),
     }, set(table.images)
 
 
@@ -199,7 +229,7 @@ def paired(found: npt.NDArray[np.bool_], expected: npt.NDArray[np.bool_]) -> dic
     return {"difference": difference.mean(), "interval": [difference.mean() - half, difference.mean() + half]}
 
 
-def trained(scale: Scale, folder: Path) -> dict[str, Any]:
+def trained(scale: Scale, folder: Path, modelopt: str) -> dict[str, Any]:
     """A small MAE pre-trained on photographs and digits: cosines, and a probe that knows the digits' classes."""
     arguments = argparse.Namespace(steps=scale.steps, seconds=None, quick=False)
     pictures, labels = demo.digit_pictures(64)
@@ -211,7 +241,7 @@ def trained(scale: Scale, folder: Path) -> dict[str, Any]:
     for index, pixels in enumerate(pictures[: scale.digits]):
         Image.fromarray(pixels).save(places / f"{index:04d}.png")
     images = [item.source for item in list_items([places])]
-    graphs, used = contenders(source, images, scale.calibration, folder)
+    graphs, used = contenders(source, images, scale.calibration, modelopt)
     held = np.array([sha256_files(path) not in used for path in images])
     results: dict[str, Any] = {"training": training, "digits": len(images), "held_out": int(held.sum()), "graphs": {}}
     for visible in JUDGED:
@@ -242,14 +272,14 @@ def with_outliers(encoder: ViT) -> ViT:
     return encoder
 
 
-def wide(size: str, scale: Scale, folder: Path) -> dict[str, Any]:
+def wide(size: str, scale: Scale, folder: Path, modelopt: str) -> dict[str, Any]:
     """A published size with random weights and outlier channels: cosines and speeds."""
     checkpoint = save_checkpoint(with_outliers(initialise(spec_of(size), seed=0)), folder / f"{size}.pth")
     encoder, report = load_encoder(checkpoint)
     source = folder / f"{size}.onnx"
     export_graph(encoder, report, source, options=TraceOptions(mask="keep", features=("pooled",)))
     images = sorted(write_images(folder / f"{size} pictures", scale.wide_images).iterdir())
-    graphs, used = contenders(source, images, scale.wide_calibration, folder)
+    graphs, used = contenders(source, images, scale.wide_calibration, modelopt)
     held = [path for path in images if sha256_files(path) not in used]
     results: dict[str, Any] = {"size": size, "held_out": len(held), "graphs": {name: {} for name in graphs}}
     for visible in JUDGED:
@@ -257,17 +287,21 @@ def wide(size: str, scale: Scale, folder: Path) -> dict[str, Any]:
         expected = run(source, batches, "pooled")
         for name, path in graphs.items():
             results["graphs"][name][visible] = asdict(fidelity(run(path, batches, "pooled"), expected))
-    best = best_of(results["graphs"])
-    names = ("float32", "ours", "ours, for CPUs", best)
+    names = ("float32", "ours", "ours, for CPUs", *best_ones(results["graphs"]))
     results["calibration"] = calibration_cost(source, images[0].parent, len(images))
     results["speed"] = speeds({name: graphs[name] for name in names}, scale.rounds)
     return results
 
 
-def best_of(graphs: dict[str, Any]) -> str:
-    """The method of ONNX Runtime whose features agree best, over all plans of visible patches."""
-    names = [name for name in graphs if name.startswith("ONNX Runtime")]
+def best_of(graphs: dict[str, Any], other: str = OTHERS[0]) -> str:
+    """The method of another quantizer whose features agree best, over all plans of visible patches."""
+    names = [name for name in graphs if name.startswith(other)]
     return max(names, key=lambda name: sum(graphs[name][visible]["cosine"] for visible in JUDGED))
+
+
+def best_ones(graphs: dict[str, Any]) -> list[str]:
+    """The best method of each other quantizer that took part."""
+    return [best_of(graphs, other) for other in OTHERS if any(name.startswith(other) for name in graphs)]
 
 
 def speeds(graphs: dict[str, Path], rounds: int) -> dict[str, Any]:
@@ -293,21 +327,23 @@ def speeds(graphs: dict[str, Path], rounds: int) -> dict[str, Any]:
     return found
 
 
-def prove(scale: Scale, folder: Path) -> dict[str, Any]:
-    """Everything, in a folder of its own."""
+def prove(scale: Scale, folder: Path, modelopt: str = "") -> dict[str, Any]:
+    """Everything, in a folder of its own; with Model Optimizer where an interpreter that has it is named."""
+    version = measured(modelopt, "-c", MODELOPT_VERSION)[0].strip() if modelopt else "not asked for"
     return {
+        "modelopt": version,
         "scale": asdict(scale),
         "observed": OBSERVED,
         "threads": torch.get_num_threads(),
-        "trained": trained(scale, folder),
-        "wide": [wide(size, scale, folder) for size in scale.wide],
+        "trained": trained(scale, folder, modelopt),
+        "wide": [wide(size, scale, folder, modelopt) for size in scale.wide],
     }
 
 
 def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """The table: one line for each encoder and graph."""
     for encoder, found in (("digits MAE", result["trained"]), *((each["size"], each) for each in result["wide"])):
-        best = best_of(found["graphs"])
+        best = best_ones(found["graphs"])
         for name, by_plan in found["graphs"].items():
             cells = [f"{by_plan[visible]['cosine']:.5f}" for visible in JUDGED]
             probe = by_plan["all"].get("probe_against_float32")
@@ -319,7 +355,7 @@ def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             ]
             yield (
                 encoder,
-                f"{name} (best)" if name == best else name,
+                f"{name} (best)" if name in best else name,
                 *cells,
                 told,
                 *(f"{gain:.2f}x" if gain else "" for gain in gains),
@@ -332,13 +368,14 @@ def main() -> None:
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--wide", nargs="*", help="sizes of the wide encoders, instead of the scale's")
     parser.add_argument("--rounds", type=int, help="of the comparison of speeds, instead of the scale's")
+    parser.add_argument("--modelopt", default="", metavar="PYTHON", help="an interpreter that has nvidia-modelopt")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     scale = SCALES[options.scale]
     scale = replace(scale, wide=tuple(options.wide or scale.wide), rounds=options.rounds or scale.rounds)
     logging.getLogger().setLevel(logging.ERROR)  # quantize_static recommends a step that rewrites the graph
     with tempfile.TemporaryDirectory() as name:
-        result = prove(scale, Path(name))
+        result = prove(scale, Path(name), options.modelopt)
     path = write_result(
         "quantized" if options.scale == "full" else f"quantized-{options.scale}", result, options.results
     )

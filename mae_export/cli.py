@@ -19,6 +19,7 @@ from mae_export.commands.engines import build_command
 from mae_export.commands.families import families_command
 from mae_export.commands.features import extract_command
 from mae_export.commands.graphs import convert_command, export_command
+from mae_export.commands.prepare import prepare_command
 from mae_export.commands.quantize import quantize_command
 from mae_export.errors import MachineError, MaeExportError, ResourceError, UsageError
 from mae_export.files import DISK_FULL
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sensitivity": sensitivity_command,
     "quantize": quantize_command,
     "build": build_command,
+    "prepare": prepare_command,
     "verify": verify_command,
     "inspect": inspect_command,
     "extract": extract_command,

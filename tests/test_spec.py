@@ -87,6 +87,9 @@ def test_images_that_cannot_be(change: dict[str, Any], message: str) -> None:
         ({"patch": (1, 15, 16)}, "image height 224 is not a multiple of the patch's 15; choose 210 or 225"),
         ({"patch": (1, 16, 512)}, "image width 320 is not a multiple of the patch's 512; choose 512"),
         ({"patch": (2, 16, 16)}, "image frames 1 is not a multiple of the patch's 2; choose 2"),
+        ({"norm": "pooled", "pooled": "norm_of_mean"}, "norm_of_mean needs the checkpoint's norm of tokens"),
+        ({"norm": "none", "pooled": "norm_of_mean"}, "norm_of_mean needs the checkpoint's norm of tokens"),
+        ({"norm": "pooled", "pooled": "fresh_norm_of_mean"}, "a file that norms the pooled vector needs no fresh norm"),
     ],
 )
 def test_encoders_that_cannot_be(change: dict[str, Any], message: str) -> None:

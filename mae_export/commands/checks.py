@@ -79,10 +79,10 @@ def verify_command(
 
 def _reference(path: Path, manifest: Manifest, overrides: Overrides) -> Session:
     """A graph runs as it is; anything else is a checkpoint, for which PyTorch is needed."""
-    from mae_export.runtime.session import open_session
+    from mae_export.runtime.session import open_as_is
 
     if path.suffix == ".onnx":
-        return open_session(path)
+        return open_as_is(path)
     from mae_export.export.verify import checkpoint_reference
 
     return checkpoint_reference(path, manifest, overrides)

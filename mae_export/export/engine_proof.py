@@ -19,7 +19,7 @@ from mae_export.runtime.cuda import open_device
 from mae_export.runtime.engine_file import EngineSidecar
 from mae_export.runtime.fitted import FittedSession
 from mae_export.runtime.golden import check_golden
-from mae_export.runtime.session import Session, open_session
+from mae_export.runtime.session import Session, open_as_is
 from mae_export.runtime.trt import EngineSession
 
 
@@ -46,7 +46,7 @@ def prove(staged: Path, graph_path: Path, sidecar: EngineSidecar) -> Verificatio
         return None
     with EngineSession(staged, check=False) as session:
         try:
-            trusted = open_session(graph_path, backend="auto" if sidecar.manifest.precision == "bf16" else "cpu")
+            trusted = open_as_is(graph_path, backend="auto" if sidecar.manifest.precision == "bf16" else "cpu")
         except MachineError:
             return _by_golden_values(session, graph_path)
         with trusted:

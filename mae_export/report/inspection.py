@@ -41,9 +41,9 @@ def inspect(path: Path, overrides: Overrides, *, family: str | None = None) -> d
 
 
 def _graph(path: Path) -> dict[str, Any]:
-    from mae_export.runtime.session import open_session
+    from mae_export.runtime.session import open_as_is
 
-    with open_session(path) as session:
+    with open_as_is(path) as session:
         return {
             "kind": "graph",
             "path": str(path),

@@ -20,7 +20,7 @@ from mae_export.manifest import Manifest, TensorSpec
 
 Array = npt.NDArray[Any]
 Key = tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]
-DEVICE, DEVICE_ID = "cuda", 0
+DEVICE = "cuda"
 GRAPHS = 8  # captured per session; each keeps the buffers of one batch
 REMEMBERED = 64  # shapes whose first sighting is remembered
 NO_GRAPH = -1  # the id of runs that ONNX Runtime neither captures nor replays
@@ -43,13 +43,15 @@ class BoundRuns:
         session: on a GPU.
         manifest: of the graph.
         graphs: whether the session was made with `enable_cuda_graph`.
+        device: number of the session's GPU.
     """
 
-    def __init__(self, runtime: Any, session: Any, manifest: Manifest, *, graphs: bool) -> None:
+    def __init__(self, runtime: Any, session: Any, manifest: Manifest, *, graphs: bool, device: int = 0) -> None:
         self._runtime = runtime
         self._session = session
         self._specs = {spec.name: spec for spec in (*manifest.inputs, *manifest.outputs)}
         self._graphs = graphs
+        self._device = device
         self._seen: dict[Key, None] = {}
         self._captured: dict[Key, _Captured] = {}
         self._lock = threading.Lock()
@@ -92,15 +94,15 @@ class BoundRuns:
         return self._captured[key]
 
     def _buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        return self._runtime.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, DEVICE, DEVICE_ID)
+        return self._runtime.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, DEVICE, self._device)
 
     def _run_once(self, arrays: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
         binding = self._session.io_binding()
         for name, array in arrays.items():
-            value = self._runtime.OrtValue.ortvalue_from_numpy(array, DEVICE, DEVICE_ID)
+            value = self._runtime.OrtValue.ortvalue_from_numpy(array, DEVICE, self._device)
             binding.bind_ortvalue_input(name, value)
         for name in names:
-            binding.bind_output(name, DEVICE, DEVICE_ID)
+            binding.bind_output(name, DEVICE, self._device)
         return self._finish(binding, NO_GRAPH)
 
     def _finish(self, binding: Any, number: int) -> list[Array]:

@@ -17,7 +17,7 @@ from mae_export.errors import InputError, MachineError, SecurityError, Verificat
 from mae_export.files import sha256_files
 from mae_export.manifest import SCHEMA, Ancestor, MaskMode, read_json
 from mae_export.runtime.golden import check_golden
-from mae_export.runtime.session import open_session
+from mae_export.runtime.session import open_as_is
 
 if TYPE_CHECKING:
     from mae_export.runtime.app import FeatureSession
@@ -178,7 +178,7 @@ def _open(path: Path, threads: int) -> FeatureSession | MachineError | Verificat
     """A session that gives its golden values, or why there is none."""
     session: FeatureSession | None = None
     try:
-        session = open_session(path, threads=threads)
+        session = open_as_is(path, threads=threads)
         check_golden(session)
     except (MachineError, VerificationError) as error:
         if session is not None:

@@ -24,7 +24,7 @@ from mae_export.runtime.bundle import MANIFEST, BundledModel, BundleManifest, is
 from mae_export.runtime.engine_file import read_sidecar, sidecar_path
 from mae_export.runtime.golden import check_golden
 from mae_export.runtime.probes import golden_feeds
-from mae_export.runtime.session import ENGINE_SUFFIX, open_session
+from mae_export.runtime.session import ENGINE_SUFFIX, open_as_is
 from mae_export.runtime.thresholds import limits_of
 
 APP, README, GOLDEN = "app.py", "README.md", "golden"
@@ -130,7 +130,7 @@ def _require_place(out: Path, force: bool) -> None:
 def _look_at(path: Path) -> _Found:
     if path.suffix.lower() == ENGINE_SUFFIX:
         return _look_at_engine(path)
-    with open_session(path) as session:
+    with open_as_is(path) as session:
         check_golden(session)
         manifest, digest = session.manifest, session.digest
     model = BundledModel(

@@ -1,14 +1,15 @@
 """CUDA as far as engines need it: one GPU, its memory and the host's pinned memory, streams, events and graphs.
 
 A thin layer over cuda-python, whose functions return a status with their result: a bad status becomes an error with
-CUDA's own name for it and what to do. It uses the first GPU that CUDA shows, which every thread gets by default;
-CUDA_VISIBLE_DEVICES chooses another.
+CUDA's own name for it and what to do. Which GPU is current is a fact of each thread, so whoever works on one says so
+with `on_device`; memory, streams and events belong to the GPU that was current when they were made.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,6 @@ import numpy.typing as npt
 from mae_export.errors import MachineError, MaeExportError, ResourceError
 
 Array = npt.NDArray[Any]
-DEVICE = 0
 NO_GPU = "engines need an NVIDIA GPU, and a driver no older than cuda-python. See `mae-export doctor`"
 
 
@@ -37,20 +37,43 @@ class Device:
     integrated: bool
 
 
-def open_device() -> Device:
-    """The GPU that engines run on, made current.
+@contextmanager
+def on_device(index: int) -> Iterator[None]:
+    """Make a GPU current for this thread; the one that was current before, for other libraries perhaps, is again after.
+
+    Args:
+        index: of the GPUs that CUDA shows, which CUDA_VISIBLE_DEVICES chooses.
 
     Raises:
-        MachineError: when cuda-python, a driver or a GPU is missing.
+        MachineError: when cuda-python, a driver or the GPU is missing.
     """
     cuda = _cuda()
     try:
-        _check(cuda.cudaSetDevice(DEVICE), "opening the GPU")
+        before = _check(cuda.cudaGetDevice(), "opening the GPU")
+        _check(cuda.cudaSetDevice(index), "opening the GPU")
     except RuntimeError as error:  # cuda-python 12 without a driver
         raise MachineError(f"CUDA cannot be used: {error}; {NO_GPU}") from error
-    properties = _check(cuda.cudaGetDeviceProperties(DEVICE), "asking for the GPU's properties")
-    flags = (cuda.cudaDeviceAttr.cudaDevAttrIntegrated, cuda.cudaDeviceAttr.cudaDevAttrCanMapHostMemory)
-    shared = [_check(cuda.cudaDeviceGetAttribute(flag, DEVICE), "asking for the GPU's memory") for flag in flags]
+    try:
+        yield
+    finally:
+        if before != index:
+            _check(cuda.cudaSetDevice(before), "going back to the GPU before")
+
+
+def open_device(index: int = 0) -> Device:
+    """A GPU that engines may run on.
+
+    Args:
+        index: of the GPUs that CUDA shows.
+
+    Raises:
+        MachineError: when cuda-python, a driver or the GPU is missing.
+    """
+    with on_device(index):
+        cuda = _cuda()
+        properties = _check(cuda.cudaGetDeviceProperties(index), "asking for the GPU's properties")
+        flags = (cuda.cudaDeviceAttr.cudaDevAttrIntegrated, cuda.cudaDeviceAttr.cudaDevAttrCanMapHostMemory)
+        shared = [_check(cuda.cudaDeviceGetAttribute(flag, index), "asking for the GPU's memory") for flag in flags]
     name = properties.name
     return Device(
         name=(name.decode() if isinstance(name, bytes) else str(name)).rstrip("\0"),
@@ -233,6 +256,8 @@ def _error(status: Any, doing: str) -> MaeExportError:
     said = f"CUDA failed while {doing}: {name} ({words})"
     if name == "cudaErrorMemoryAllocation":
         return ResourceError(f"{said}; close other programs on the GPU, or build the engine with a smaller --batch")
+    if name == "cudaErrorInvalidDevice":
+        return MachineError(f"{said}: CUDA shows fewer GPUs. They count from 0, and CUDA_VISIBLE_DEVICES hides some")
     if name in ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorStubLibrary"):
         return MachineError(f"{said}; {NO_GPU}")
     return MachineError(

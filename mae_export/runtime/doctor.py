@@ -117,7 +117,7 @@ def doctor(root: Path = Path("/")) -> Diagnosis:
     installed = look_around(root)
     output, smi_failure = _run_nvidia_smi()
     gpus = _parse_gpus(output)
-    cpu, memory, jetson = _cpu(root), _memory(root), find_jetson(root)
+    cpu, memory, jetson = read_cpu(root), _memory(root), find_jetson(root)
     usable = bool(installed.tensorrt) or "CUDAExecutionProvider" in installed.providers or jetson is not None
     findings = [
         Finding(what="Python", found=f"{platform.python_version()} ({sys.executable})"),
@@ -176,7 +176,8 @@ def _parse_gpus(output: str) -> tuple[Gpu, ...]:
     return tuple(gpus)
 
 
-def _cpu(root: Path) -> Cpu:
+def read_cpu(root: Path = Path("/")) -> Cpu:
+    """The processor, as far as /proc says it."""
     lines = [line.partition(":") for line in read_quietly(root / "proc/cpuinfo").splitlines()]
     values = {key.strip(): value.strip() for key, _, value in reversed(lines)}  # reversed: the first core's value wins
     present = set((values.get("flags") or values.get("Features") or "").split())

@@ -14,7 +14,7 @@ from mae_export.manifest import METADATA_KEY, Manifest
 from mae_export.runtime.bound import BoundRuns
 from mae_export.runtime.graph_manifest import read_manifest
 from mae_export.runtime.graph_session import GraphSession
-from mae_export.runtime.providers import ON_CPU, Choice, open_on_gpu
+from mae_export.runtime.providers import DEVICE_ID, ON_CPU, Choice, open_on_gpu
 
 _LOAD_ERRORS = tuple(
     getattr(ort.capi.onnxruntime_pybind11_state, name)
@@ -55,8 +55,8 @@ class OrtSession(GraphSession):
         super().__init__(path, Manifest.from_json(text), session)
         self._bound: BoundRuns | None = None
         if choice.backend != "cpu":
-            graphs = self.choice.options.get("enable_cuda_graph") == "1"
-            self._bound = BoundRuns(ort, session, self.manifest, graphs=graphs)
+            graphs, device = self.choice.options.get("enable_cuda_graph") == "1", choice.options.get(DEVICE_ID, "0")
+            self._bound = BoundRuns(ort, session, self.manifest, graphs=graphs, device=int(device))
 
     @property
     def description(self) -> str:

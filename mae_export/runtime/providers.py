@@ -47,6 +47,7 @@ SHAPE_OPS = frozenset(
         *("Less", "Greater", "Not", "ReduceProd", "Identity", "Transpose"),
     }
 )
+DEVICE_ID = "device_id"  # the option that names a GPU
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 _registering = threading.Lock()  # a library may be registered once per process
 # Shapes that TensorRT prepares for; others make it compile once more.
@@ -125,11 +126,11 @@ def _is_installed(module: str) -> bool:
 
 def _options(backend: Backend, path: Path, manifest: Manifest) -> dict[str, str]:
     if backend == "cuda":  # TF32 would keep 10 bits of a float32 graph's 23
-        return {"device_id": "0", "use_tf32": "0", "enable_cuda_graph": "1"}
+        return {DEVICE_ID: "0", "use_tf32": "0", "enable_cuda_graph": "1"}
     if backend == "tensorrt":
         folder, digest = str(path.with_name(path.name + ".trt")), sha256_files(*model_files(path))
         return {
-            "device_id": "0",
+            DEVICE_ID: "0",
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": folder,
             "trt_engine_cache_prefix": digest[:16],

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy.typing as npt
 
-from mae_export.errors import InputError, MachineError, UsageError
+from mae_export.errors import InputError, MachineError, MaeExportError, UsageError
 from mae_export.manifest import Manifest
-from mae_export.runtime.providers import AS_WRITTEN, Backend, Choice, choose
+from mae_export.runtime.providers import AS_WRITTEN, DEVICE_ID, Backend, Choice, choose
 
 if TYPE_CHECKING:
     from mae_export.runtime.app import FeatureSession
+    from mae_export.runtime.openvino import OpenVinoSession
+    from mae_export.runtime.ort import OrtSession
 
 Array = npt.NDArray[Any]
 CHECKPOINTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
@@ -71,23 +75,51 @@ class Session(Protocol):
     ) -> None: ...
 
 
-def open_session(path: str | Path, *, backend: Backend = "auto", threads: int = 0) -> FeatureSession:
+def open_session(
+    path: str | Path, *, backend: Backend = "auto", threads: int = 0, devices: Sequence[int] | None = None
+) -> FeatureSession:
     """Open a model file. Nothing is built or converted; what runs it, and why, is in the session's `choice`.
+
+    A graph that `mae-export prepare` prepared on this machine is opened in the form that it found best, whose digest,
+    name and precision the session has; any other `backend` than `auto` takes the graph itself.
 
     Args:
         path: an ONNX graph, or an engine, written by mae-export.
         backend: for graphs, `auto` (see `mae_export.runtime.providers.choose`); `cpu`, `cuda`, `tensorrt` or `rtx` for
             a provider of ONNX Runtime; or `openvino`. Engines have their own.
         threads: CPU threads for a graph; 0 lets the runtime choose.
+        devices: numbers of the GPUs to share each batch among, of those that CUDA shows; None for the first alone.
 
     Raises:
         InputError: when the file is missing or is no model of ours.
-        UsageError: when there is no such backend, or one is named for an engine.
+        UsageError: when there is no such backend, or one is named for an engine; or it uses no GPU of `devices`.
         SecurityError: when an engine's bytes are not those that its sidecar describes.
         MachineError: when no runtime that can run it is installed, the engine is not for this machine, or the backend
             would silently not be used.
         VerificationError: when an engine that was never compared with its graph fails its golden check.
     """
+    if backend != "auto" or Path(path).suffix.lower() != ".onnx":
+        return open_as_is(path, backend=backend, threads=threads, devices=devices)
+    from mae_export.runtime import prepared
+
+    found, remark = prepared.find(Path(path))
+    if found is not None:
+        try:
+            session = open_as_is(found, backend="auto", threads=threads, devices=devices)
+            session.choice = replace(session.choice, reason=f"prepared on this machine from {Path(path).name}")
+            return session
+        except MaeExportError as error:
+            remark = f"what was prepared does not open ({error})"
+    session = open_as_is(path, backend=backend, threads=threads, devices=devices)
+    if remark:
+        session.choice = replace(session.choice, reason=f"{session.choice.reason}; {remark}")
+    return session
+
+
+def open_as_is(
+    path: str | Path, *, backend: Backend = "auto", threads: int = 0, devices: Sequence[int] | None = None
+) -> FeatureSession:
+    """Open the very file, as whoever judges it must; otherwise like `open_session`."""
     from mae_export.runtime.app import FeatureSession
 
     path = Path(path)
@@ -95,28 +127,58 @@ def open_session(path: str | Path, *, backend: Backend = "auto", threads: int = 
         raise InputError(
             f"there is no model at {path}; expected an .onnx file written by `mae-export export`, or an .engine"
         )
+    if devices is not None and (not devices or min(devices) < 0 or len(set(devices)) != len(devices)):
+        raise UsageError(f"devices {list(devices)} are no choice of GPUs; expected each number once, such as [0, 1]")
     if path.suffix.lower() == ENGINE_SUFFIX:
         if backend != "auto":
             raise UsageError(f"{path} is an engine, which runs with the library that built it; leave {backend!r} out")
         from mae_export.runtime.trt import EngineSession
 
-        return FeatureSession(EngineSession(path), Choice(backend="engine", reason="the file is one"))
+        choice = Choice(backend="engine", reason="the file is one")
+        engines = _on_each([0] if devices is None else devices, lambda device: EngineSession(path, device=device))
+        return FeatureSession(engines, choice)
     if path.suffix.lower() in CHECKPOINTS:
         raise InputError(f"{path} is a checkpoint, not a graph; run first: mae-export export {path} -o NAME.onnx")
     choice = choose(path, backend)
+    if devices is None:
+        graph = _open_graph(path, threads, choice)
+        return FeatureSession(graph, graph.choice)
+    if DEVICE_ID not in choice.options:
+        raise UsageError(
+            f"{path} runs with {choice}, which uses no GPU of {list(devices)}; leave devices out, or take the backend "
+            "'cuda', 'tensorrt' or an engine"
+        )
+
+    def on_device(device: int) -> OpenVinoSession | OrtSession:
+        named = replace(choice, options={**choice.options, DEVICE_ID: str(device)})
+        return _open_graph(path, threads, named)
+
+    return FeatureSession(_on_each(devices, on_device), choice)
+
+
+def _on_each(devices: Sequence[int], open_on: Callable[[int], Session]) -> Session:
+    """One session over all devices."""
+    from mae_export.runtime.spread import SpreadSession
+
+    with ExitStack() as opened:
+        sessions = [opened.enter_context(open_on(device)) for device in devices]
+        session = sessions[0] if len(sessions) == 1 else SpreadSession(sessions)
+        opened.pop_all()
+    return session
+
+
+def _open_graph(path: Path, threads: int, choice: Choice) -> OpenVinoSession | OrtSession:
     if choice.backend == "openvino":
         from mae_export.runtime.openvino import OpenVinoSession
 
-        with_openvino = OpenVinoSession(path, threads=threads, choice=choice)
-        return FeatureSession(with_openvino, with_openvino.choice)
+        return OpenVinoSession(path, threads=threads, choice=choice)
     try:
         from mae_export.runtime.ort import OrtSession
     except ModuleNotFoundError as error:
         raise MachineError(
             f"opening {path} needs ONNX Runtime, which is not installed; run: pip install 'mae-export[cpu]'"
         ) from error
-    with_ort = OrtSession(path, threads=threads, choice=choice)
-    return FeatureSession(with_ort, with_ort.choice)
+    return OrtSession(path, threads=threads, choice=choice)
 
 
 def open_to_judge(path: str | Path, *, threads: int = 0) -> FeatureSession:
@@ -127,7 +189,7 @@ def open_to_judge(path: str | Path, *, threads: int = 0) -> FeatureSession:
     """
     from mae_export.runtime.app import FeatureSession
 
-    session = open_session(path, threads=threads)
+    session = open_as_is(path, threads=threads)
     if session.choice.backend != "cpu" or session.manifest.precision not in ("int8", "fp8"):
         return session
     session.close()

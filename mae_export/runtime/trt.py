@@ -18,7 +18,7 @@ from mae_export.errors import GraphError, InputError, UsageError, VerificationEr
 from mae_export.manifest import Manifest
 from mae_export.runtime import engine_here, tensorrt_api
 from mae_export.runtime.buckets import Cut, cut_batch
-from mae_export.runtime.cuda import Device, DeviceMemory, Stream, open_device
+from mae_export.runtime.cuda import Device, DeviceMemory, Stream, on_device, open_device
 from mae_export.runtime.engine_file import EngineSidecar, load_plan, read_sidecar
 from mae_export.runtime.engine_here import EngineHere
 from mae_export.runtime.engine_match import require_backend, require_target, require_version
@@ -35,10 +35,11 @@ LANES = 2  # one batch is copied while the other is computed
 
 
 class EngineSession:
-    """Runs an engine on the first GPU that CUDA shows.
+    """Runs an engine on one GPU.
 
     Args:
         path: the .engine file, with its sidecar beside it.
+        device: of the GPUs that CUDA shows.
         check: run the golden check when the engine is unproven; whoever proves it in another way leaves it out.
 
     Raises:
@@ -49,22 +50,23 @@ class EngineSession:
         VerificationError: when the engine is unproven and fails its golden check.
     """
 
-    def __init__(self, path: Path, *, check: bool = True) -> None:
+    def __init__(self, path: Path, *, device: int = 0, check: bool = True) -> None:
         sidecar = read_sidecar(path)
         require_backend(path, sidecar)
         library = tensorrt_api.open_library(sidecar.backend)
         require_version(path, sidecar, library.version)
-        device = open_device()
-        require_target(path, sidecar, target=device.target, name=device.name)
+        gpu = open_device(device)
+        require_target(path, sidecar, target=gpu.target, name=gpu.name)
         self._path = path
         self._sidecar = sidecar
-        self._title = f"{library.title}, {device.name} ({device.target})"
-        self._here = EngineHere(engine=sidecar.sha256, gpu=f"{device.name} {device.target}", version=library.title)
+        self._device = device
+        self._title = f"{library.title}, {gpu.name} ({gpu.target})"
+        self._here = EngineHere(engine=sidecar.sha256, gpu=f"{gpu.name} {gpu.target}", version=library.title)
         self._closed = False
         self._closing = threading.Lock()
         self._lanes: queue.LifoQueue[Lane | None] = queue.LifoQueue()
-        with ExitStack() as resources:
-            prepared = self._prepare(library, device, resources)
+        with on_device(device), ExitStack() as resources:
+            prepared = self._prepare(library, gpu, resources)
             lanes = [Lane(prepared) for _ in range(LANES)]
             for lane in lanes:
                 resources.callback(lane.close)
@@ -74,7 +76,7 @@ class EngineSession:
                 self._prove()
             self._resources = resources.pop_all()
 
-    def _prepare(self, library: tensorrt_api.Library, device: Device, resources: ExitStack) -> Prepared:
+    def _prepare(self, library: tensorrt_api.Library, gpu: Device, resources: ExitStack) -> Prepared:
         _, (runtime, engine) = load_plan(self._path, lambda plan: tensorrt_api.deserialise(library, plan))
         cached = engine_here.read_cache(self._path, self._here)
         config, kernels = tensorrt_api.runtime_config(library, engine, cached)
@@ -95,7 +97,7 @@ class EngineSession:
             config=config,
             tensors=_tensors(library, engine, context),
             memory=(address, size),
-            unified=device.integrated,
+            unified=gpu.integrated,
         )
 
     def _prove(self) -> None:
@@ -142,7 +144,8 @@ class EngineSession:
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run one batch; see `Session.run`. Batches that no profile holds are cut, and the rest is filled up.
 
-        Two threads may run at once: one's copies overlap the other's computation.
+        Two threads may run at once: one's copies overlap the other's computation. The results are in the host's memory;
+        as numpy arrays they are DLPack exporters, so that other libraries (`torch.from_dlpack`) share them uncopied.
 
         Raises:
             InputError: also when no profile of the engine holds the number of visible patches.
@@ -154,7 +157,8 @@ class EngineSession:
         check_feeds(self.manifest, feeds)
         batch = len(next(iter(feeds.values())))
         keep = feeds["ids_keep"].shape[1] if "ids_keep" in feeds else None
-        parts = [self._run_part(cut, feeds, names) for cut in cut_batch(self._sidecar.profiles, batch, keep)]
+        with on_device(self._device):
+            parts = [self._run_part(cut, feeds, names) for cut in cut_batch(self._sidecar.profiles, batch, keep)]
         return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in names}
 
     def _run_part(self, cut: Cut, feeds: Mapping[str, Array], names: list[str]) -> dict[str, Array]:
@@ -185,7 +189,8 @@ class EngineSession:
             for _ in range(LANES):
                 self._lanes.get()
             try:
-                self._resources.close()
+                with on_device(self._device):
+                    self._resources.close()
             finally:
                 self._lanes.put(None)
 

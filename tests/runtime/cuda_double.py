@@ -26,6 +26,7 @@ class cudaError_t(enum.IntEnum):  # noqa: N801
     cudaErrorMemoryAllocation = 2
     cudaErrorInsufficientDriver = 35
     cudaErrorNoDevice = 100
+    cudaErrorInvalidDevice = 101
     cudaErrorIllegalAddress = 700
     cudaErrorStreamCaptureInvalidated = 901
 
@@ -52,8 +53,8 @@ class Refused(Exception):
 class Block:
     """Allocated memory."""
 
-    def __init__(self, size, *, gpu, host):
-        self.size, self.gpu, self.host = size, gpu, host
+    def __init__(self, size, device, *, gpu, host):
+        self.size, self.device, self.gpu, self.host = size, device, gpu, host
         self.raw = ctypes.create_string_buffer(size + ALIGNMENT)
         start = ctypes.addressof(self.raw)
         self.address = start + (-start) % ALIGNMENT
@@ -80,8 +81,8 @@ class Operation:
 
 
 class Stream:
-    def __init__(self, number):
-        self.number = number
+    def __init__(self, number, device):
+        self.number, self.device = number, device
         self.known = set()
         self.captured = None  # a list while capturing
         self.broken = False  # something that cannot be captured was met
@@ -91,7 +92,7 @@ class Stream:
 
 
 class CudaDouble:
-    """One GPU.
+    """GPUs that are alike; one of them is current in each thread.
 
     Attributes:
         issued: names of operations with the number of their stream, in the order issued.
@@ -105,9 +106,10 @@ class CudaDouble:
     cudaStreamCaptureMode = cudaStreamCaptureMode
     cudaHostAllocDefault, cudaHostAllocMapped, cudaStreamNonBlocking, cudaEventDisableTiming = 0, 2, 1, 2
 
-    def __init__(self, *, name="NVIDIA L4", capability=(8, 9), unified=False, capacity=1 << 30):
+    def __init__(self, *, name="NVIDIA L4", capability=(8, 9), unified=False, capacity=1 << 30, count=1):
         self.device = SimpleNamespace(name=name.encode(), major=capability[0], minor=capability[1])
-        self.unified, self.capacity = unified, capacity
+        self.unified, self.capacity, self.count = unified, capacity, count
+        self.here = threading.local()
         self.blocks, self.streams, self.events, self.graphs = {}, {}, {}, {}
         self.pending = []
         self.issued, self.done, self.refuse = [], [], {}
@@ -138,14 +140,25 @@ class CudaDouble:
     # Devices and errors
 
     def cudaSetDevice(self, number):
-        assert number == 0
+        if not 0 <= number < self.count:
+            raise Refused(cudaError_t.cudaErrorInvalidDevice)
+        self.here.current = number
+
+    def cudaGetDevice(self):
+        return self.current
+
+    @property
+    def current(self):
+        """The current GPU of this thread."""
+        return getattr(self.here, "current", 0)
 
     def cudaGetDeviceProperties(self, number):
-        assert number == 0
+        assert 0 <= number < self.count
         return self.device
 
     def cudaDeviceGetAttribute(self, attribute, number):
         assert attribute in cudaDeviceAttr
+        assert 0 <= number < self.count
         return int(self.unified)
 
     def cudaGetErrorName(self, status):
@@ -164,10 +177,10 @@ class CudaDouble:
         return block
 
     def cudaMalloc(self, size):
-        return self.allocate(Block(size, gpu=True, host=False))
+        return self.allocate(Block(size, self.current, gpu=True, host=False))
 
     def cudaHostAlloc(self, size, flags):
-        return self.allocate(Block(size, gpu=flags == self.cudaHostAllocMapped, host=True))
+        return self.allocate(Block(size, self.current, gpu=flags == self.cudaHostAllocMapped, host=True))
 
     def allocate(self, block):
         assert block.size > 0
@@ -206,6 +219,9 @@ class CudaDouble:
     def issue(self, name, handle, run, *, reads=(), writes=()):
         """Put work into a stream, or into the graph that it captures."""
         stream = self.stream_of(handle)
+        devices = {self.current, stream.device, *(b.device for b in (*reads, *writes) if hasattr(b, "device"))}
+        if len(devices) > 1:
+            raise Misuse(f"{name} mixes the GPUs {sorted(devices)}; the current one is {self.current}")
         if stream.captured is not None:
             stream.captured.append((name, run, set(reads), set(writes)))
             return
@@ -228,7 +244,7 @@ class CudaDouble:
 
     def cudaStreamCreateWithFlags(self, flags):
         assert flags == self.cudaStreamNonBlocking
-        stream = Stream(next(self.numbers))
+        stream = Stream(next(self.numbers), self.current)
         self.streams[int(stream)] = stream
         return stream
 

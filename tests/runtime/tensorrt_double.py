@@ -172,6 +172,7 @@ class Engine:
         if "device_memory_size" not in absent:
             self.device_memory_size = ACTIVATIONS
         self.absent = absent
+        self.device = behaviour.gpu.current
 
     num_io_tensors = property(lambda self: len(self.specs))
     num_optimization_profiles = property(lambda self: len(self.profiles))
@@ -260,7 +261,7 @@ class OldContext:
     """An execution context; the first releases of 10 take its memory as a property."""
 
     def __init__(self, engine, config, *, first):
-        self.engine, self.config = engine, config
+        self.engine, self.config, self.device = engine, config, engine.device
         self.active_optimization_profile = 0 if first else -1
         self.shapes, self.addresses, self.memory = {}, {}, None
         self.inside = threading.Lock()

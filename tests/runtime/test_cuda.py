@@ -150,3 +150,18 @@ def test_the_names_used_exist_in_cuda_python():
     assert {name for name in dir(CudaDouble) if name.startswith("cuda")} - known == set()
     for kind in (cudaError_t, CudaDouble.cudaMemcpyKind, CudaDouble.cudaDeviceAttr, CudaDouble.cudaStreamCaptureMode):
         assert {member.name for member in kind} <= set(listed[kind.__name__])
+
+
+def test_the_gpu_that_was_current_is_so_again(monkeypatch):
+    gpu = install(monkeypatch, gpu=CudaDouble(count=3)).gpu
+    gpu.cudaSetDevice(2)
+    with cuda.on_device(1):
+        assert gpu.current == 1
+        memory = DeviceMemory(8)
+    assert gpu.current == 2
+    assert open_device(0).target == "sm89"
+    assert gpu.current == 2
+    assert gpu.block_at(memory.address).device == 1
+    stream, pinned = Stream(), PinnedMemory(8)
+    with pytest.raises(Misuse, match=r"copy in mixes the GPUs \[1, 2\]"):
+        stream.copy_in(memory, pinned, 8)

@@ -16,6 +16,7 @@ from mae_export.runtime.compare import compare
 from mae_export.runtime.ort import OrtSession
 from mae_export.runtime.probes import golden_feeds
 from mae_export.runtime.session import open_session
+from tests.runtime import onnxruntime_double
 from tests.runtime.onnxruntime_double import CUDA, RuntimeDouble
 
 
@@ -188,6 +189,16 @@ def test_a_session_on_a_gpu_computes_the_same(tmp_path, manifest, on_gpu):
     assert on_gpu.made[0].session.runs == [-1, 1, 1]
     with pytest.raises(UsageError, match=r"tiny\.onnx is closed"):
         session.run(feeds())
+
+
+def test_two_gpus_share_a_batch(tmp_path, manifest, on_gpu, monkeypatch):
+    used = set()
+    monkeypatch.setattr(onnxruntime_double, "_require_device", lambda device, number: used.add((device, number)))
+    with open_session(write_graph(tmp_path / "tiny.onnx", manifest), backend="cuda", devices=[1, 2]) as session:
+        found = session.run(feeds(5))["pooled"]
+    np.testing.assert_allclose(found, np.tile(feeds(5)["images"].mean(axis=(1, 2)), (1, 2)), rtol=1e-6)
+    assert [made.provider[1]["device_id"] for made in on_gpu.made] == ["1", "2"]
+    assert used == {("cuda", 1), ("cuda", 2)}
 
 
 def test_a_full_gpu_says_what_to_do(tmp_path, manifest, on_gpu):

@@ -76,3 +76,14 @@ def test_8_bit_graphs_are_judged_as_they_are_written(exported, eight_bit, tmp_pa
 def test_other_graphs_are_judged_as_they_run(exported):
     with open_to_judge(exported("mae/checkpoint.pth", TraceOptions()), threads=1) as session:
         assert session.choice.options == {}
+
+
+@pytest.mark.parametrize("devices", [[], [0, 0], [-1]])
+def test_devices_that_are_no_choice(exported, devices):
+    with pytest.raises(UsageError, match=r"are no choice of GPUs; expected each number once, such as \[0, 1\]"):
+        open_session(exported("mae/checkpoint.pth", TraceOptions()), devices=devices)
+
+
+def test_devices_of_a_backend_without_gpus(exported):
+    with pytest.raises(UsageError, match=r"runs with cpu: it was asked for, which uses no GPU of \[0, 1\]"):
+        open_session(exported("mae/checkpoint.pth", TraceOptions()), backend="cpu", devices=[0, 1])

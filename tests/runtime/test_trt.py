@@ -145,6 +145,23 @@ def test_many_threads(behaviour, engine):
             done.result(60)
 
 
+def test_another_device_from_any_thread(monkeypatch, engine):
+    gpu = install(monkeypatch, gpu=CudaDouble(count=2)).gpu
+    with EngineSession(engine(), device=1) as session, ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(require_right, session, feeds(seed=seed)) for seed in range(6)]:
+            done.result(20)
+        assert {block.device for block in gpu.blocks.values()} == {1}
+    assert (gpu.current, gpu.leaks()) == (0, {})
+
+
+def test_results_are_shared_by_dlpack(behaviour, engine):
+    with EngineSession(engine()) as session:
+        found = session.run(feeds())["pooled"]
+    shared = np.from_dlpack(found)
+    found[:] = 5
+    assert (shared == 5).all()
+
+
 # Ending
 
 

@@ -17,6 +17,7 @@ from mae_export.manifest import MaskMode
 from mae_export.spec import EncoderSpec, ImageSpec, Pooled
 
 Shapes = Mapping[str, tuple[int, ...]]
+EVALUATED = ImageSpec(size=(224, 224), crop_fraction=224 / 256)  # as MAE and most others evaluate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +147,6 @@ class Family:
     encoder: Callable[[EncoderSpec], type[Encoder]] = lambda _: ViT
     trained: MaskMode = "keep"
     feature: Pooled = "class_token"
-    image: ImageSpec = ImageSpec(size=(224, 224), crop_fraction=0.875)
+    image: ImageSpec = EVALUATED
     variants: tuple[Variant, ...] = ()
     checked: str = ""

@@ -1,0 +1,45 @@
+"""The command that fills this machine's cache: `prepare`. Steps are imported inside, so that --help stays light."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mae_export.commands.arguments import Json
+from mae_export.errors import UsageError
+
+
+def prepare_command(
+    graph: Annotated[Path | None, typer.Argument(help="The graph to prepare; it stays as it is.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Prepare again what is there already.")] = False,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="First remove what was prepared before, of all graphs.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Keep the form of a graph that this machine runs fastest; programs that open the graph then get that one."""
+    if graph is None and not clear:
+        raise UsageError("there is nothing to prepare; name a graph, or add --clear to remove what was prepared")
+    from mae_export.report import console
+    from mae_export.runtime import prepared
+
+    removed = prepared.clear() if clear else 0
+    told: dict[str, object] = {"removed": removed}
+    rows = [("removed", f"{removed} prepared before")] if clear else []
+    if graph is not None:
+        from mae_export.calibration.lowered import write_lowered
+        from mae_export.export.prepare import PrepareOptions, prepare
+
+        with console.steps() as progress:
+            made = prepare(graph, options=PrepareOptions(force=force), lower=write_lowered, progress=progress)
+        told |= asdict(made)
+        rows += [("runs", made.kind), ("because", made.reason)]
+        if made.path is not None:
+            rows.append(("prepared" if made.fresh else "was there", str(made.path)))
+    if as_json:
+        console.show_json(told)
+    else:
+        console.table(rows)

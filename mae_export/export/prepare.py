@@ -1,0 +1,153 @@
+"""What this machine runs best of a graph, prepared once and kept where `open_session` finds it.
+
+With an NVIDIA GPU and TensorRT that is an engine whose products run in 16 bits, or in 8 where the graph has them. On a
+CPU with VNNI it is the lowered form of an int8 graph. Everything else is best as it is, and then nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+
+from mae_export import graph
+from mae_export.errors import MachineError, VerificationError
+from mae_export.export.engine import Progress, build
+from mae_export.export.flavour import choose_backend
+from mae_export.export.options import ConvertOptions
+from mae_export.export.plan import EnginePlan
+from mae_export.export.precision import convert
+from mae_export.files import model_files, sha256_files, staging
+from mae_export.manifest import Manifest
+from mae_export.runtime import prepared, private_folder
+from mae_export.runtime.cuda import open_device
+from mae_export.runtime.doctor import nvidia_gpus, read_cpu
+from mae_export.runtime.prepared import Library
+from mae_export.runtime.providers import choose
+
+Kind = Literal["engine", "lowered", "as it is"]
+Lower = Callable[[Path, Path], bool]
+VNNI = {"avx512_vnni", "avx_vnni"}
+SUFFIXES: dict[Kind, str] = {"engine": ".engine", "lowered": ".onnx"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """How a graph is prepared.
+
+    Attributes:
+        plan: of an engine; its precision is the graph's, or fp16 for float32 graphs.
+        force: prepare again what is there already.
+    """
+
+    plan: EnginePlan = EnginePlan()  # noqa: RUF009 (frozen)
+    force: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What `open_session` will run.
+
+    Attributes:
+        kind: `engine`, `lowered`, or `as it is` when nothing runs faster here than the graph.
+        reason: why, as a clause.
+        path: the model in the machine's cache; None for `as it is`.
+        fresh: whether it was made by this call; otherwise it was there already, or there is none.
+    """
+
+    kind: Kind
+    reason: str
+    path: Path | None = None
+    fresh: bool = False
+
+
+def prepare(
+    graph_path: Path, *, options: PrepareOptions, lower: Lower | None = None, progress: Progress | None = None
+) -> Prepared:
+    """Build what this machine runs best of a graph into its cache, unless it is there; two processes do it once.
+
+    Args:
+        graph_path: written by mae-export.
+        options: how.
+        lower: writes the lowered form of its first argument to its second and proves it, or returns False where there
+            is none, as `mae_export.calibration.lowered.write_lowered` does; None leaves graphs for CPUs as they are.
+        progress: told (phase, steps done, steps in all); returns False to cancel the building of an engine.
+
+    Raises:
+        GraphError: when the file is no graph of ours, or TensorRT cannot build it.
+        SecurityError: when others may write in the cache.
+        InputError: when the cache cannot be written.
+        MachineError: when the library does not work here.
+        VerificationError: when what was made disagrees with the graph; nothing of it is kept.
+        ResourceError: when memory or disk ran out.
+        KeyboardInterrupt: when `progress` returned False.
+    """
+    manifest = graph.read_manifest(graph_path)
+    choice, library = _decide(graph_path, manifest)
+    if library is None or (choice.kind == "lowered" and lower is None):
+        return Prepared(kind="as it is", reason=choice.reason)
+    fit = prepared.fit_here(sha256_files(*model_files(graph_path)), library)
+    with private_folder.locked():
+        known = None if options.force else prepared.known(fit)
+        if known is not None:
+            return Prepared(kind=choice.kind, reason=choice.reason, path=known)
+        name = graph_path.with_suffix(SUFFIXES[choice.kind]).name
+        try:
+            with prepared.adding(graph_path, fit) as folder:
+                if choice.kind == "engine":
+                    _build(graph_path, folder / name, manifest, options=options, progress=progress or (lambda *_: True))
+                elif lower is not None and not lower(graph_path, folder / name):
+                    reason = "only linear int8 graphs whose rest is float32 have a form that CPUs run faster"
+                    return Prepared(kind="as it is", reason=reason)
+        except VerificationError as error:
+            raise VerificationError(
+                f"what was prepared of {graph_path.name} disagrees with it and was not kept, nor is there a .rejected "
+                f"file; the graph runs as it is. {error}"
+            ) from error
+    return Prepared(kind=choice.kind, reason=choice.reason, path=prepared.known(fit), fresh=True)
+
+
+def _decide(path: Path, manifest: Manifest) -> tuple[Prepared, Library | None]:
+    """What is best here, and the library that it is for; None when that is the graph itself."""
+    why_no_engine = ""
+    if "lowered" not in manifest.tools:  # what is lowered, only ONNX Runtime's CPU reads
+        try:
+            gpu, backend = open_device(), choose_backend(EnginePlan())
+            half = "fp16" if manifest.precision == "fp32" else manifest.precision
+            return Prepared(kind="engine", reason=f"an engine in {half} is what the {gpu.name} runs fastest"), backend
+        except MachineError as error:
+            why_no_engine = f", and no engine for the GPU can be built: {error}" if nvidia_gpus() else ""
+    choice = choose(path)
+    if choice.backend != "cpu":
+        return Prepared(
+            kind="as it is", reason=f"{choice.backend} runs it, because {choice.reason}{why_no_engine}"
+        ), None
+    if manifest.precision == "int8" and "lowered" not in manifest.tools:
+        if VNNI & set(read_cpu().flags):
+            reason = "ONNX Runtime multiplies integers fastest in its own operators"
+            return Prepared(kind="lowered", reason=reason), "onnxruntime"
+        return Prepared(kind="as it is", reason="on a CPU without VNNI no form of an int8 graph is known to help"), None
+    reason = f"no form of this {manifest.precision} graph runs faster on this CPU{why_no_engine}"
+    return Prepared(kind="as it is", reason=reason), None
+
+
+def _build(path: Path, out: Path, manifest: Manifest, *, options: PrepareOptions, progress: Progress) -> None:
+    """An engine whose products are in 16 or 8 bits."""
+
+    def tell(phase: str) -> None:
+        progress(phase, 0, 1)
+
+    with staging(out) as folder:
+        source, half = path, folder / path.name
+        if manifest.precision == "fp32" or (manifest.precision in ("int8", "fp8") and not _has_halves(path)):
+            convert(path, half, options=ConvertOptions(precision="fp16"), progress=tell)
+            source = half
+        build(source, out, plan=options.plan, progress=progress)
+
+
+def _has_halves(path: Path) -> bool:
+    """Whether the rest of an 8-bit graph is in 16 bits already."""
+    return any(value.dtype == ir.DataType.FLOAT16 for value in ir.load(path).graph.initializers.values())

@@ -1,0 +1,54 @@
+"""The command that fills this machine's cache, as its users meet it."""
+
+import json
+
+import pytest
+
+from mae_export.calibration.wanted import QuantizeOptions
+from mae_export.export import prepare as module
+from mae_export.runtime.doctor import Cpu
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("MAE_EXPORT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "nvidia_gpus", lambda: ())
+    monkeypatch.setattr(module, "read_cpu", lambda: Cpu(model="CPU", cores=1, quota=None, flags=("avx_vnni",)))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def int8(model, eight_bit, tmp_path):
+    return eight_bit(model, tmp_path / "int8.onnx", QuantizeOptions(precision="int8"))
+
+
+def test_prepare_says_what_runs_and_why(run, int8, cache):
+    code, text, _ = run("prepare", int8)
+    assert (code, text.split()[:4]) == (0, ["runs", "lowered", "because", "ONNX"])
+    code, text, _ = run("prepare", int8, "--json")
+    told = json.loads(text)
+    assert (told["kind"], told["fresh"], told["removed"]) == ("lowered", False, 0)
+    code, text, _ = run("prepare", int8, "--force", "--json")
+    assert json.loads(text)["fresh"]
+    code, text, _ = run("inspect", int8, "--json")
+    assert json.loads(text)["manifest"]["tools"].get("lowered") is None, "what is inspected is the graph itself"
+    code, text, _ = run("prepare", "--clear")
+    assert (code, text.split()) == (0, ["removed", "1", "prepared", "before"])
+    code, text, _ = run("prepare", int8, "--clear", "--json")
+    assert (json.loads(text)["removed"], json.loads(text)["fresh"]) == (0, True)
+
+
+def test_nothing_is_written_where_nothing_helps(run, model, cache):
+    code, text, _ = run("prepare", model)
+    assert code == 0
+    assert "as it is" in text
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [([], 2, "name a graph, or add --clear"), (["nothing.onnx"], 3, "nothing.onnx cannot be read as an ONNX model")],
+)
+def test_wrong_calls(run, arguments, code, text):
+    found, _, error = run("prepare", *arguments)
+    assert (found, text in error) == (code, True), error

@@ -1,0 +1,190 @@
+"""What is prepared on which machine, once, and found by `open_session`; the builder of engines is a double."""
+
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mae_export.calibration.lowered import write_lowered
+from mae_export.calibration.wanted import QuantizeOptions
+from mae_export.errors import GraphError, MachineError, SecurityError, VerificationError
+from mae_export.export import prepare as module
+from mae_export.export.options import ConvertOptions, TraceOptions
+from mae_export.export.plan import EnginePlan
+from mae_export.export.precision import convert
+from mae_export.export.prepare import Prepared, PrepareOptions, prepare
+from mae_export.files import sha256_files
+from mae_export.graph import read_manifest
+from mae_export.runtime.doctor import Cpu, Gpu
+from mae_export.runtime.session import open_session
+from tests.runtime.tensorrt_double import install, profile, write_engine
+
+PLAN = PrepareOptions()
+WITH_VNNI = Cpu(model="CPU", cores=1, quota=None, flags=("avx2", "avx512_vnni"))
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("MAE_EXPORT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def cpu(monkeypatch):
+    """No GPU, and a CPU with the instructions that count."""
+
+    def no_gpu():
+        raise MachineError("no GPU")
+
+    monkeypatch.setattr(module, "open_device", no_gpu)
+    monkeypatch.setattr(module, "nvidia_gpus", lambda: ())
+    monkeypatch.setattr(module, "read_cpu", lambda: WITH_VNNI)
+
+
+@pytest.fixture
+def source(exported, tmp_path):
+    return shutil.copy(exported("mae/checkpoint.pth", TraceOptions(mask="keep")), tmp_path / "vit.onnx")
+
+
+@pytest.fixture
+def int8(source, eight_bit, tmp_path):
+    return eight_bit(source, tmp_path / "int8.onnx", QuantizeOptions(precision="int8"))
+
+
+# CPUs
+
+
+def test_a_float32_graph_is_best_as_it_is(source, cache):
+    reason = "no form of this fp32 graph runs faster on this CPU"
+    assert prepare(source, options=PLAN, lower=write_lowered) == Prepared(kind="as it is", reason=reason)
+    assert not cache.exists()
+
+
+def test_bf16_runs_in_openvino_as_it_is(source, tmp_path):
+    out = tmp_path / "bf16.onnx"
+    convert(source, out, options=ConvertOptions(precision="bf16"))
+    made = prepare(out, options=PLAN)
+    assert (made.kind, made.path) == ("as it is", None)
+    assert made.reason.startswith("openvino runs it, because ONNX Runtime has no CUDA provider")
+
+
+def test_int8_is_lowered_once_and_opened(int8):
+    made = prepare(int8, options=PLAN, lower=write_lowered)
+    assert (made.kind, made.fresh, made.path.name) == ("lowered", True, "int8.onnx")
+    with open_session(int8) as session:
+        assert str(session.choice) == "cpu: prepared on this machine from int8.onnx"
+        assert session.digest == sha256_files(made.path)
+        assert session.manifest.made_from[-1].sha256 == sha256_files(int8)
+    again = prepare(int8, options=PLAN, lower=write_lowered)
+    assert (again.path, again.fresh) == (made.path, False)
+    inner = prepare(made.path, options=PLAN, lower=write_lowered)
+    assert inner.reason == "no form of this int8 graph runs faster on this CPU"
+
+
+def test_two_processes_lower_once_unless_forced(int8):
+    calls, both = [], threading.Barrier(2)
+
+    def lower(graph, out):
+        calls.append(graph)
+        return bool(shutil.copy(graph, out))
+
+    def work():
+        both.wait(10)
+        return prepare(int8, options=PLAN, lower=lower)
+
+    with ThreadPoolExecutor(2) as pool:
+        made = [each.result(20) for each in (pool.submit(work), pool.submit(work))]
+    assert (len(calls), sorted(each.fresh for each in made)) == (1, [False, True])
+    assert prepare(int8, options=PrepareOptions(force=True), lower=lower).fresh
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "lower", "reason"),
+    [
+        (("avx2",), write_lowered, "on a CPU without VNNI no form of an int8 graph is known to help"),
+        (WITH_VNNI.flags, lambda graph, out: False, "only linear int8 graphs whose rest is float32 have a form that"),
+        (WITH_VNNI.flags, None, "ONNX Runtime multiplies integers fastest"),
+    ],
+)
+def test_int8_that_stays_as_it_is(int8, cache, monkeypatch, flags, lower, reason):
+    monkeypatch.setattr(module, "read_cpu", lambda: Cpu(model="CPU", cores=1, quota=None, flags=flags))
+    made = prepare(int8, options=PLAN, lower=lower)
+    assert (made.kind, made.path, made.reason[: len(reason)]) == ("as it is", None, reason)
+    assert not list(cache.glob("*/entry.json"))
+
+
+def test_what_disagrees_is_not_kept(int8, cache):
+    def lower(graph, out):
+        shutil.copy(graph, out)
+        raise VerificationError("off by 1")
+
+    with pytest.raises(VerificationError, match=r"int8\.onnx disagrees with it and was not kept, .*\. off by 1"):
+        prepare(int8, options=PLAN, lower=lower)
+    assert [path.name for path in cache.iterdir()] == [".lock"]
+
+
+def test_a_cache_of_others_is_refused(int8, cache):
+    cache.mkdir()
+    cache.chmod(0o777)
+    with pytest.raises(SecurityError, match="others may write in"):
+        prepare(int8, options=PLAN, lower=write_lowered)
+
+
+def test_what_is_no_graph(tmp_path):
+    (tmp_path / "x.onnx").write_bytes(b"\xff")
+    with pytest.raises(GraphError, match="cannot be read as an ONNX model"):
+        prepare(tmp_path / "x.onnx", options=PLAN)
+
+
+# GPUs
+
+
+@pytest.fixture
+def built(monkeypatch, tmp_path):
+    """The GPU and TensorRT of the double; lists (precision, plan) of every engine that was built."""
+    install(monkeypatch)
+    monkeypatch.setattr(module, "open_device", module.prepared.open_device)
+    calls = []
+
+    def build(graph, out, *, plan, progress):
+        copy = shutil.copy(graph, tmp_path / f"built-{len(calls)}.onnx")
+        manifest = read_manifest(graph)
+        calls.append((manifest.precision, [each.name for each in manifest.made_from], plan))
+        write_engine(out, manifest, (profile("1:4:8", "1:49:196"),), graph=copy)
+        progress("building", 1, 1)
+
+    monkeypatch.setattr(module, "build", build)
+    return calls
+
+
+def test_a_float32_graph_becomes_an_engine_in_fp16(source, built):
+    told = []
+    made = prepare(source, options=PLAN, progress=lambda *step: bool(told.append(step[0])) or True)
+    assert (made.kind, made.reason) == ("engine", "an engine in fp16 is what the NVIDIA L4 runs fastest")
+    assert [(precision, plan) for precision, _, plan in built] == [("fp16", EnginePlan())]
+    assert built[0][1][-1] == "vit.onnx"
+    assert told[-1] == "building"
+    assert len(told) > 2
+    with open_session(source) as session:
+        assert str(session.choice) == "engine: prepared on this machine from vit.onnx"
+        assert (session.name, session.manifest.precision) == ("vit.engine", "fp16")
+    assert not prepare(source, options=PLAN).fresh
+
+
+def test_16_and_8_bits_stay_and_the_rest_becomes_fp16(source, int8, tmp_path, built):
+    half = tmp_path / "half.onnx"
+    convert(int8, half, options=ConvertOptions(precision="fp16"))
+    fp16 = tmp_path / "fp16.onnx"
+    convert(source, fp16, options=ConvertOptions(precision="fp16"))
+    for graph in (int8, half, fp16):
+        assert prepare(graph, options=PLAN).kind == "engine"
+    assert [precision for precision, _, _ in built] == ["int8", "int8", "fp16"]
+    assert [names[-1] for _, names, _ in built] == ["int8.onnx", "int8.onnx", "vit.onnx"]
+
+
+def test_a_gpu_without_tensorrt_is_named(source, monkeypatch):
+    gpu = Gpu(name="NVIDIA L4", compute_capability="8.9", memory_mib=23034, driver="580")
+    monkeypatch.setattr(module, "nvidia_gpus", lambda: (gpu,))
+    assert prepare(source, options=PLAN).reason.endswith("and no engine for the GPU can be built: no GPU")
