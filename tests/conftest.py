@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 # The same inputs on every run: the gate must not fail by chance, nor because the machine is busy.
 settings.register_profile("gate", derandomize=True, deadline=None)
 settings.load_profile("gate")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is prepared on this machine for its user must not change what tests open."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MAE_EXPORT_CACHE", str(tmp_path_factory.mktemp("prepared")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ from mae_export.errors import GraphError
 from mae_export.files import model_files, put_in_place, require_place, sha256_files, staging
 from mae_export.manifest import Manifest
 from mae_export.runtime.batching import Batch, Batcher, check_plan
-from mae_export.runtime.session import Session, open_session
+from mae_export.runtime.session import Session, open_as_is
 from mae_export.runtime.visible import Plan
 
 Array = npt.NDArray[Any]
@@ -242,7 +242,7 @@ class _Observer:
 
     def _session(self, seen: Mapping[str, _Seen], *, fetch: bool) -> Session:
         columns = {name: one.channels for name, one in seen.items()}
-        return open_session(write_observed(self.source, self.manifest, columns, folder=self.folder, fetch=fetch))
+        return open_as_is(write_observed(self.source, self.manifest, columns, folder=self.folder, fetch=fetch))
 
 
 def _wanted(model: ir.Model) -> dict[str, _Seen]:

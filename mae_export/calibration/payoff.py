@@ -19,7 +19,7 @@ from mae_export.calibration.reductions import columns_of, output_name, write_obs
 from mae_export.calibration.sites import Kind, Site, sites_of
 from mae_export.manifest import Manifest
 from mae_export.runtime.batching import Batch
-from mae_export.runtime.session import open_session
+from mae_export.runtime.session import open_as_is
 
 FLOPS = 312e12  # dense FP16 per second; twice that in 8 bits
 BANDWIDTH = 2.0e12  # bytes per second
@@ -97,7 +97,7 @@ def products_of(source: Path, manifest: Manifest, batch: Batch, folder: Path) ->
     model = ir.load(source)
     sites = sites_of(model)
     names = dict.fromkeys(name for site in sites for name in site.inputs)
-    with open_session(write_observed(source, manifest, dict.fromkeys(names, 0), folder=folder, fetch=False)) as session:
+    with open_as_is(write_observed(source, manifest, dict.fromkeys(names, 0), folder=folder, fetch=False)) as session:
         outputs = session.run(batch.feeds)
     sizes = {name: int(outputs[output_name(name, "size")]) // len(batch) for name in names}
     found = []

@@ -31,7 +31,7 @@ from mae_export.errors import GraphError, UsageError
 from mae_export.manifest import METADATA_KEY, Manifest
 from mae_export.runtime.batching import Batch, Batcher, check_plan
 from mae_export.runtime.metrics import ENOUGH_IMAGES, neighbour_overlap
-from mae_export.runtime.session import open_session
+from mae_export.runtime.session import open_as_is
 
 Array = npt.NDArray[Any]
 FEATURES = ("pooled", "class_token", "mean_patch")  # one of which is judged, the first that the graph has
@@ -272,7 +272,7 @@ def payoffs(trial: Trial, products: Sequence[Product], keep: Iterable[str] = ())
 
 def run(path: Path, batches: Sequence[Batch], feature: str) -> Array:
     """One output of a graph for batches of images, [n, D]."""
-    with open_session(path) as session:
+    with open_as_is(path) as session:
         return np.concatenate([session.run(batch.feeds, [feature])[feature] for batch in batches])
 
 

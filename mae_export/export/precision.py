@@ -33,7 +33,7 @@ from mae_export.runtime.compare import Check, Report, feeds_of, scenes
 from mae_export.runtime.golden import golden_of
 from mae_export.runtime.metrics import agreement, feature_vectors
 from mae_export.runtime.probes import adversarial_images, golden_feeds, probe_photos
-from mae_export.runtime.session import Session, open_session
+from mae_export.runtime.session import Session, open_as_is
 from mae_export.runtime.thresholds import CONVERSION
 
 Array = npt.NDArray[Any]
@@ -183,7 +183,7 @@ def _prove(staged: Path, manifest: Manifest, feeds: dict[str, Feeds], reference:
     golden = found.pop()
     checks = [check for case in zip(feeds, found, reference, strict=True) for check in _checks(manifest, *case)]
     if manifest.precision != "bf16":  # the CPU provider has no bfloat16 kernels
-        with open_session(staged) as session:
+        with open_as_is(staged) as session:
             names = (f"{name}, in ONNX Runtime" for name in feeds)
             found = [_run(session, scene) for scene in feeds.values()]
         checks += [check for case in zip(names, found, reference, strict=True) for check in _checks(manifest, *case)]

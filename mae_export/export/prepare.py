@@ -14,11 +14,11 @@ from typing import Literal
 import onnx_ir as ir
 
 from mae_export import graph
-from mae_export.errors import MachineError, VerificationError
+from mae_export.errors import InputError, MachineError, UsageError, VerificationError
 from mae_export.export.engine import Progress, build
-from mae_export.export.flavour import choose_backend
+from mae_export.export.flavour import choose_backend, resolve_targets
 from mae_export.export.options import ConvertOptions
-from mae_export.export.plan import EnginePlan
+from mae_export.export.plan import THIS, EnginePlan
 from mae_export.export.precision import convert
 from mae_export.files import model_files, sha256_files, staging
 from mae_export.manifest import Manifest
@@ -27,11 +27,13 @@ from mae_export.runtime.cuda import open_device
 from mae_export.runtime.doctor import nvidia_gpus, read_cpu
 from mae_export.runtime.prepared import Library
 from mae_export.runtime.providers import choose
+from mae_export.runtime.session import GRAPH_SUFFIX
 
 Kind = Literal["engine", "lowered", "as it is"]
 Lower = Callable[[Path, Path], bool]
 VNNI = {"avx512_vnni", "avx_vnni"}
-SUFFIXES: dict[Kind, str] = {"engine": ".engine", "lowered": ".onnx"}
+PLAN = EnginePlan(targets=(THIS,))
+SUFFIXES: dict[Kind, str] = {"engine": ".engine", "lowered": GRAPH_SUFFIX}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +41,9 @@ class PrepareOptions:
     """How a graph is prepared.
 
     Attributes:
-        plan: of an engine; its precision is the graph's, or fp16 for float32 graphs.
         force: prepare again what is there already.
     """
 
-    plan: EnginePlan = EnginePlan()  # noqa: RUF009 (frozen)
     force: bool = False
 
 
@@ -79,13 +79,17 @@ def prepare(
     Raises:
         GraphError: when the file is no graph of ours, or TensorRT cannot build it.
         SecurityError: when others may write in the cache.
-        InputError: when the cache cannot be written.
+        InputError: when the graph's name does not end in .onnx, or the cache cannot be written.
         MachineError: when the library does not work here.
         VerificationError: when what was made disagrees with the graph; nothing of it is kept.
         ResourceError: when memory or disk ran out.
         KeyboardInterrupt: when `progress` returned False.
     """
     manifest = graph.read_manifest(graph_path)
+    if graph_path.suffix.lower() != GRAPH_SUFFIX:
+        raise InputError(
+            f"{graph_path.name} would not be opened as a graph; expected a name that ends in {GRAPH_SUFFIX}"
+        )
     choice, library = _decide(graph_path, manifest)
     if library is None or (choice.kind == "lowered" and lower is None):
         return Prepared(kind="as it is", reason=choice.reason)
@@ -98,7 +102,7 @@ def prepare(
         try:
             with prepared.adding(graph_path, fit) as folder:
                 if choice.kind == "engine":
-                    _build(graph_path, folder / name, manifest, options=options, progress=progress or (lambda *_: True))
+                    _build(graph_path, folder / name, manifest, progress or (lambda *_: True))
                 elif lower is not None and not lower(graph_path, folder / name):
                     reason = "only linear int8 graphs whose rest is float32 have a form that CPUs run faster"
                     return Prepared(kind="as it is", reason=reason)
@@ -115,10 +119,11 @@ def _decide(path: Path, manifest: Manifest) -> tuple[Prepared, Library | None]:
     why_no_engine = ""
     if "lowered" not in manifest.tools:  # what is lowered, only ONNX Runtime's CPU reads
         try:
-            gpu, backend = open_device(), choose_backend(EnginePlan())
+            gpu, backend = open_device(), choose_backend(PLAN)
+            resolve_targets(backend, PLAN)
             half = "fp16" if manifest.precision == "fp32" else manifest.precision
             return Prepared(kind="engine", reason=f"an engine in {half} is what the {gpu.name} runs fastest"), backend
-        except MachineError as error:
+        except (MachineError, UsageError) as error:
             why_no_engine = f", and no engine for the GPU can be built: {error}" if nvidia_gpus() else ""
     choice = choose(path)
     if choice.backend != "cpu":
@@ -134,7 +139,7 @@ def _decide(path: Path, manifest: Manifest) -> tuple[Prepared, Library | None]:
     return Prepared(kind="as it is", reason=reason), None
 
 
-def _build(path: Path, out: Path, manifest: Manifest, *, options: PrepareOptions, progress: Progress) -> None:
+def _build(path: Path, out: Path, manifest: Manifest, progress: Progress) -> None:
     """An engine whose products are in 16 or 8 bits."""
 
     def tell(phase: str) -> None:
@@ -145,7 +150,7 @@ def _build(path: Path, out: Path, manifest: Manifest, *, options: PrepareOptions
         if manifest.precision == "fp32" or (manifest.precision in ("int8", "fp8") and not _has_halves(path)):
             convert(path, half, options=ConvertOptions(precision="fp16"), progress=tell)
             source = half
-        build(source, out, plan=options.plan, progress=progress)
+        build(source, out, plan=PLAN, progress=progress)
 
 
 def _has_halves(path: Path) -> bool:

@@ -32,7 +32,7 @@ from mae_export.manifest import Ancestor, Manifest, MaskMode, Patches, TensorSpe
 from mae_export.runtime.compare import require
 from mae_export.runtime.golden import golden_of
 from mae_export.runtime.probes import golden_feeds
-from mae_export.runtime.session import open_session
+from mae_export.runtime.session import open_as_is
 from mae_export.spec import EncoderSpec, HeadSpec, predicts_pixels
 
 _SCOPES = "pkg.torch.onnx.name_scopes"  # where torch.onnx notes the module that a node came from
@@ -275,7 +275,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _prove(staged: Path, encoder: Encoder, manifest: Manifest, digest: str) -> Manifest:
-    with open_session(staged) as session, TorchSession(encoder, manifest, digest=digest) as reference:
+    with open_as_is(staged) as session, TorchSession(encoder, manifest, digest=digest) as reference:
         report, verification = verify(session, reference)
         require(report, f"The graph was not written; see {staged.name}.rejected next to where it would be")
         return replace(manifest, verification=verification, golden=golden_of(session.run(golden_feeds(manifest))))

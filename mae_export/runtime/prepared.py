@@ -108,7 +108,10 @@ def find(graph: Path) -> tuple[Path | None, str]:
         The model, or None; and why one that is there is not used, "" when there is none. Never raises: a graph runs
         without what was prepared.
     """
-    root = private_folder.location()
+    try:
+        root = private_folder.location()
+    except InputError:  # then nothing can have been prepared
+        return None, ""
     try:
         folders = [path.parent for path in root.glob(f"*/{ENTRY}")]
         if not folders:

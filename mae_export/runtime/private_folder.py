@@ -20,12 +20,19 @@ LOCK = ".lock"
 
 
 def location() -> Path:
-    """$MAE_EXPORT_CACHE, or `mae-export` in $XDG_CACHE_HOME or ~/.cache; nothing is created."""
+    """$MAE_EXPORT_CACHE, or `mae-export` in $XDG_CACHE_HOME or ~/.cache; nothing is created.
+
+    Raises:
+        InputError: when none of them is set and the user has no home.
+    """
     named = os.environ.get(VARIABLE)
     if named:
         return Path(named)
     caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path("~/.cache").expanduser()) / "mae-export"
+    try:
+        return (Path(caches) if caches else Path.home() / ".cache") / "mae-export"
+    except RuntimeError as error:
+        raise InputError(f"this user has no home to keep what is prepared in; name a folder in {VARIABLE}") from error
 
 
 def require_private(folder: Path) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 CHECKPOINTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
-ENGINE_SUFFIX = ".engine"
+ENGINE_SUFFIX, GRAPH_SUFFIX = ".engine", ".onnx"
 
 
 class Session(Protocol):
@@ -98,7 +98,7 @@ def open_session(
             would silently not be used.
         VerificationError: when an engine that was never compared with its graph fails its golden check.
     """
-    if backend != "auto" or Path(path).suffix.lower() != ".onnx":
+    if backend != "auto" or Path(path).suffix.lower() != GRAPH_SUFFIX:
         return open_as_is(path, backend=backend, threads=threads, devices=devices)
     from mae_export.runtime import prepared
 

@@ -1,6 +1,7 @@
 """What is prepared on which machine, once, and found by `open_session`; the builder of engines is a double."""
 
 import shutil
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +9,7 @@ import pytest
 
 from mae_export.calibration.lowered import write_lowered
 from mae_export.calibration.wanted import QuantizeOptions
-from mae_export.errors import GraphError, MachineError, SecurityError, VerificationError
+from mae_export.errors import GraphError, InputError, MachineError, SecurityError, VerificationError
 from mae_export.export import prepare as module
 from mae_export.export.options import ConvertOptions, TraceOptions
 from mae_export.export.plan import EnginePlan
@@ -18,9 +19,10 @@ from mae_export.files import sha256_files
 from mae_export.graph import read_manifest
 from mae_export.runtime.doctor import Cpu, Gpu
 from mae_export.runtime.session import open_session
+from tests.runtime.cuda_double import CudaDouble
 from tests.runtime.tensorrt_double import install, profile, write_engine
 
-PLAN = PrepareOptions()
+ONCE = PrepareOptions()
 WITH_VNNI = Cpu(model="CPU", cores=1, quota=None, flags=("avx2", "avx512_vnni"))
 
 
@@ -57,29 +59,37 @@ def int8(source, eight_bit, tmp_path):
 
 def test_a_float32_graph_is_best_as_it_is(source, cache):
     reason = "no form of this fp32 graph runs faster on this CPU"
-    assert prepare(source, options=PLAN, lower=write_lowered) == Prepared(kind="as it is", reason=reason)
+    assert prepare(source, options=ONCE, lower=write_lowered) == Prepared(kind="as it is", reason=reason)
     assert not cache.exists()
 
 
 def test_bf16_runs_in_openvino_as_it_is(source, tmp_path):
     out = tmp_path / "bf16.onnx"
     convert(source, out, options=ConvertOptions(precision="bf16"))
-    made = prepare(out, options=PLAN)
+    made = prepare(out, options=ONCE)
     assert (made.kind, made.path) == ("as it is", None)
     assert made.reason.startswith("openvino runs it, because ONNX Runtime has no CUDA provider")
 
 
 def test_int8_is_lowered_once_and_opened(int8):
-    made = prepare(int8, options=PLAN, lower=write_lowered)
+    made = prepare(int8, options=ONCE, lower=write_lowered)
     assert (made.kind, made.fresh, made.path.name) == ("lowered", True, "int8.onnx")
     with open_session(int8) as session:
         assert str(session.choice) == "cpu: prepared on this machine from int8.onnx"
         assert session.digest == sha256_files(made.path)
         assert session.manifest.made_from[-1].sha256 == sha256_files(int8)
-    again = prepare(int8, options=PLAN, lower=write_lowered)
+    again = prepare(int8, options=ONCE, lower=write_lowered)
     assert (again.path, again.fresh) == (made.path, False)
-    inner = prepare(made.path, options=PLAN, lower=write_lowered)
+    inner = prepare(made.path, options=ONCE, lower=write_lowered)
     assert inner.reason == "no form of this int8 graph runs faster on this CPU"
+
+
+def test_writing_the_same_graph_again_proves_the_graph_itself(source, tmp_path, monkeypatch):
+    """A prepared form of the same bytes would be judged in its place."""
+    out, opened = tmp_path / "fp16.onnx", []
+    monkeypatch.setattr(module.prepared, "find", opened.append)
+    convert(source, out, options=ConvertOptions(precision="fp16"))
+    assert opened == []
 
 
 def test_two_processes_lower_once_unless_forced(int8):
@@ -91,7 +101,7 @@ def test_two_processes_lower_once_unless_forced(int8):
 
     def work():
         both.wait(10)
-        return prepare(int8, options=PLAN, lower=lower)
+        return prepare(int8, options=ONCE, lower=lower)
 
     with ThreadPoolExecutor(2) as pool:
         made = [each.result(20) for each in (pool.submit(work), pool.submit(work))]
@@ -110,7 +120,7 @@ def test_two_processes_lower_once_unless_forced(int8):
 )
 def test_int8_that_stays_as_it_is(int8, cache, monkeypatch, flags, lower, reason):
     monkeypatch.setattr(module, "read_cpu", lambda: Cpu(model="CPU", cores=1, quota=None, flags=flags))
-    made = prepare(int8, options=PLAN, lower=lower)
+    made = prepare(int8, options=ONCE, lower=lower)
     assert (made.kind, made.path, made.reason[: len(reason)]) == ("as it is", None, reason)
     assert not list(cache.glob("*/entry.json"))
 
@@ -121,7 +131,7 @@ def test_what_disagrees_is_not_kept(int8, cache):
         raise VerificationError("off by 1")
 
     with pytest.raises(VerificationError, match=r"int8\.onnx disagrees with it and was not kept, .*\. off by 1"):
-        prepare(int8, options=PLAN, lower=lower)
+        prepare(int8, options=ONCE, lower=lower)
     assert [path.name for path in cache.iterdir()] == [".lock"]
 
 
@@ -129,13 +139,18 @@ def test_a_cache_of_others_is_refused(int8, cache):
     cache.mkdir()
     cache.chmod(0o777)
     with pytest.raises(SecurityError, match="others may write in"):
-        prepare(int8, options=PLAN, lower=write_lowered)
+        prepare(int8, options=ONCE, lower=write_lowered)
 
 
 def test_what_is_no_graph(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"\xff")
     with pytest.raises(GraphError, match="cannot be read as an ONNX model"):
-        prepare(tmp_path / "x.onnx", options=PLAN)
+        prepare(tmp_path / "x.onnx", options=ONCE)
+
+
+def test_a_name_that_is_no_graphs(source, tmp_path):
+    with pytest.raises(InputError, match=r"vit\.bin would not be opened as a graph; expected .* ends in \.onnx"):
+        prepare(source.rename(tmp_path / "vit.bin"), options=ONCE)
 
 
 # GPUs
@@ -161,16 +176,16 @@ def built(monkeypatch, tmp_path):
 
 def test_a_float32_graph_becomes_an_engine_in_fp16(source, built):
     told = []
-    made = prepare(source, options=PLAN, progress=lambda *step: bool(told.append(step[0])) or True)
+    made = prepare(source, options=ONCE, progress=lambda *step: bool(told.append(step[0])) or True)
     assert (made.kind, made.reason) == ("engine", "an engine in fp16 is what the NVIDIA L4 runs fastest")
-    assert [(precision, plan) for precision, _, plan in built] == [("fp16", EnginePlan())]
+    assert [(precision, plan) for precision, _, plan in built] == [("fp16", EnginePlan(targets=("this",)))]
     assert built[0][1][-1] == "vit.onnx"
     assert told[-1] == "building"
     assert len(told) > 2
     with open_session(source) as session:
         assert str(session.choice) == "engine: prepared on this machine from vit.onnx"
         assert (session.name, session.manifest.precision) == ("vit.engine", "fp16")
-    assert not prepare(source, options=PLAN).fresh
+    assert not prepare(source, options=ONCE).fresh
 
 
 def test_16_and_8_bits_stay_and_the_rest_becomes_fp16(source, int8, tmp_path, built):
@@ -179,12 +194,24 @@ def test_16_and_8_bits_stay_and_the_rest_becomes_fp16(source, int8, tmp_path, bu
     fp16 = tmp_path / "fp16.onnx"
     convert(source, fp16, options=ConvertOptions(precision="fp16"))
     for graph in (int8, half, fp16):
-        assert prepare(graph, options=PLAN).kind == "engine"
+        assert prepare(graph, options=ONCE).kind == "engine"
     assert [precision for precision, _, _ in built] == ["int8", "int8", "fp16"]
     assert [names[-1] for _, names, _ in built] == ["int8.onnx", "int8.onnx", "vit.onnx"]
+
+
+def test_a_gpu_that_no_library_here_builds_for(source, built, monkeypatch):
+    install(monkeypatch, "rtx", gpu=CudaDouble(name="NVIDIA H100", capability=(9, 0)))
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    monkeypatch.setattr(module, "choose_backend", lambda plan: "rtx")
+    monkeypatch.setattr(
+        module, "nvidia_gpus", lambda: (Gpu(name="H100", compute_capability="9.0", memory_mib=1, driver="1"),)
+    )
+    made = prepare(source, options=ONCE)
+    assert (made.kind, built) == ("as it is", [])
+    assert "no engine for the GPU can be built: TensorRT-RTX cannot build for sm90" in made.reason
 
 
 def test_a_gpu_without_tensorrt_is_named(source, monkeypatch):
     gpu = Gpu(name="NVIDIA L4", compute_capability="8.9", memory_mib=23034, driver="580")
     monkeypatch.setattr(module, "nvidia_gpus", lambda: (gpu,))
-    assert prepare(source, options=PLAN).reason.endswith("and no engine for the GPU can be built: no GPU")
+    assert prepare(source, options=ONCE).reason.endswith("and no engine for the GPU can be built: no GPU")

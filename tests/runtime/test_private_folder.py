@@ -9,6 +9,7 @@ import pytest
 
 from mae_export.errors import InputError, SecurityError
 from mae_export.runtime import private_folder
+from mae_export.runtime.prepared import find
 from mae_export.runtime.private_folder import location, locked, require_private
 
 
@@ -22,6 +23,18 @@ def test_the_folder_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("MAE_EXPORT_CACHE", str(tmp_path / "own"))
     assert location() == tmp_path / "own"
     assert not list(tmp_path.iterdir()), "nothing is created by asking"
+
+
+def test_users_without_a_home_can_name_a_folder(monkeypatch, tmp_path):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("MAE_EXPORT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(InputError, match="has no home to keep what is prepared in; name a folder in MAE_EXPORT_CACHE"):
+        location()
+    assert find(tmp_path / "vit.onnx") == (None, "")
 
 
 def test_it_is_made_private(monkeypatch, tmp_path):
