@@ -13,7 +13,7 @@ def test_defaults_are_the_documented_graph():
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"mask": "half"}, "mask mode 'half' is not known; expected none, keep or patches"),
+        ({"mask": "half"}, "mask mode 'half' is not known; expected none, keep, patches, mask-token"),
         ({"ragged": True}, "--ragged needs a mask input"),
         ({"opset": 17}, "opset 17 is not supported; expected 18 to 22"),
         ({"opset": 999}, "opset 999 is not supported"),

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mae_export.report import console
 from mae_export.report.speed import HEADER, bench_rows, machine_line, show_bench
 from mae_export.runtime.bench import BenchReport, Case, Timing
 
@@ -52,7 +53,7 @@ def test_the_machine_is_named_with_its_clocks(changes, line):
 
 
 def test_the_report_as_a_whole(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(console.OUT, "_width", 120)  # COLUMNS counts at import only
     show_bench(REPORT)
     shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert shown[:5] == [

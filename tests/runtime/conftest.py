@@ -83,6 +83,8 @@ class Machine:
         monkeypatch.setattr(platform, "machine", lambda: "x86_64")
         monkeypatch.setattr(platform, "processor", lambda: "")
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        for name in [name for name in sys.modules if name.partition(".")[0].startswith("tensorrt")]:
+            monkeypatch.delitem(sys.modules, name)  # imported by another test; modules that are loaded are found
         monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
 
     def file(self, name: str, text: str) -> None:
