@@ -34,7 +34,8 @@ $(READY): pyproject.toml constraints.txt
 	@rm -f $@
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@# The stubs ask for TensorRT itself, whose libraries only NVIDIA's own index has; types need none of them.
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps tensorrt-stubs
+	@# timm asks for torchvision, of which its models, a reference of the tests, need nothing.
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps tensorrt-stubs timm
 	@touch $@
 
 demo: $(READY)
