@@ -59,7 +59,10 @@ class Budget:
             except ValueError:
                 value = -1.0
             if name not in ("cosine", "knn") or name in found or not 0 <= value < 1:
-                raise UsageError(f"--budget {text!r} is no budget; write for example cosine=0.995,knn=0.98")
+                raise UsageError(
+                    f"--budget {text!r} is no budget: expected cosine or knn, each once and at least 0 and under 1, "
+                    "such as cosine=0.995,knn=0.98"
+                )
             found[name] = value
         return cls(cosine=found.get("cosine", 0.0), neighbours=found.get("knn", 0.0))
 

@@ -33,7 +33,9 @@ def bench_command(
         typer.Option(metavar="NAMES", help="Comma separated: torch, compile, torch-bf16, or other backends."),
     ] = "",
     batch: Annotated[str, typer.Option(metavar="N,...", help="Images per run.")] = "1,8",
-    keep: Annotated[str, typer.Option(metavar="R,...", help="Shares of the patches that are visible.")] = "1,0.25",
+    keep: Annotated[
+        str | None, typer.Option(metavar="R,...", help="Shares of visible patches; 1,0.25 where the model takes masks.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each contender, which take turns.")] = 20,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of each contender; 0 lets it choose.")] = 0,
     figure: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the result there.")] = None,
@@ -46,12 +48,18 @@ def bench_command(
     from mae_export.runtime.doctor import doctor
     from mae_export.runtime.session import open_session
 
-    plan = BenchPlan(batches=_numbers(batch, int), shares=_numbers(keep, float), rounds=rounds)
+    shares = BenchPlan.shares if keep is None else _numbers(keep, float)
+    plan = BenchPlan(batches=_numbers(batch, int), shares=shares, rounds=rounds)
     if figure is not None:
         require_place(figure, suffix=".png", force=True)
+        from mae_export.report.speed_figure import save_bench_figure  # a missing package is told before the work
     with ExitStack() as stack, console.steps() as progress:
         progress("opening", 0, 1)
         session = stack.enter_context(open_session(model, backend=backend, threads=threads))
+        if keep is not None and session.manifest.mask_mode in ("none", "mask-token") and set(shares) != {1.0}:
+            raise UsageError(
+                f"--keep {keep}: {session.name} always computes every patch; export it with --mask keep or patches"
+            )
         makers, described = _contenders(stack, model, session, against=against, threads=threads)
         before = cpu_mhz(), gpu_mhz()
         cases = bench(session.manifest, makers, plan=plan, gemm=_gemm(session), progress=progress)
@@ -67,8 +75,6 @@ def bench_command(
             cases=cases,
         )
     if figure is not None:
-        from mae_export.report.speed_figure import save_bench_figure
-
         save_bench_figure(report, figure)
     if as_json:
         console.show_json(asdict(report))

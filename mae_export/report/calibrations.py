@@ -64,13 +64,13 @@ def findings(sensitivity: Sensitivity, plan: Plan | None) -> dict[str, Any]:
 
 def write_sensitivity(path: Path, sensitivity: Sensitivity, plan: Plan | None) -> None:
     """Write the findings as JSON, and their picture under the same name ending in .png."""
-    from mae_export.report.sensitivity_figure import sensitivity_figure
-
-    sensitivity_figure(sensitivity, path.with_suffix(".png"))
     with staging(path) as folder:
         staged = folder / path.name
         staged.write_text(json.dumps(findings(sensitivity, plan), indent=1) + "\n", encoding="utf-8")
         put_in_place(staged, path)
+    from mae_export.report.sensitivity_figure import sensitivity_figure
+
+    sensitivity_figure(sensitivity, path.with_suffix(".png"))
 
 
 def show_sensitivity(path: Path, sensitivity: Sensitivity, plan: Plan | None) -> None:

@@ -6,6 +6,7 @@ python app.py PICTURES... [-o FOLDER] [--visible random:0.25]
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -21,9 +22,10 @@ def main(bundle: Path) -> None:
     parser.add_argument("pictures", nargs="*", help="folders, files, .txt lists or .tar files; none: names on stdin")
     parser.add_argument("-o", "--output", type=Path, default=Path("features"), help="folder for the features")
     parser.add_argument("--visible", default="all", help="all, random:R[:seed] with R the fraction kept, or file:X.npy")
+    parser.add_argument("--force", action="store_true", help="replace features that are already there")
     arguments = parser.parse_args()
     pictures = arguments.pictures or list(filter(None, sys.stdin.read().split("\n")))
-    options = ExtractOptions(visible=arguments.visible)
+    options = ExtractOptions(visible=arguments.visible, force=arguments.force)
     with open_bundle(bundle) as session:
         sys.stdout.write(f"{session.name}: {session.description}\n")
         extract(session, pictures, arguments.output, options=options)
@@ -37,4 +39,7 @@ if __name__ == "__main__":
     try:
         main(Path(__file__).parent)
     except MaeExportError as error:
-        sys.exit(f"error: {error}")
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        os._exit(141)

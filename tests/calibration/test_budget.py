@@ -141,7 +141,7 @@ def test_budgets_are_read(text, budget):
     "text", ["", "0.99", "cosine=1", "cosine=x", "cosin=0.9", "cosine=0.9,cosine=0.8", "cosine=-1", "knn=nan", "knn="]
 )
 def test_what_is_no_budget_is_refused(text):
-    with pytest.raises(UsageError, match="is no budget; write for example cosine="):
+    with pytest.raises(UsageError, match="is no budget: expected cosine or knn"):
         Budget.parse(text)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mae_export.errors import SecurityError
 from mae_export.runtime.features import read_features
 from tests.runtime.bundled import make_bundle
 
@@ -61,11 +62,11 @@ def test_it_reads_names_from_standard_input(bundle, make_images, tmp_path):
 
 def test_it_says_what_is_wrong_and_shows_no_traceback(bundle, tmp_path):
     done = run(bundle, tmp_path / "nothing")
-    assert (done.returncode, done.stdout.count("\n")) == (1, 1)
+    assert (done.returncode, done.stdout.count("\n")) == (3, 1)
     assert done.stderr.startswith("error: there is no file or folder")
     (bundle / "vit.onnx").write_bytes(b"damaged")
     done = run(bundle, tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (SecurityError.exit_code, "")
     assert done.stderr.startswith("error: 1 of 8 files of the bundle")
 
 
