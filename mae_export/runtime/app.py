@@ -11,8 +11,9 @@ from typing import Any
 import numpy.typing as npt
 
 from mae_export.errors import InputError
-from mae_export.manifest import Manifest, TensorSpec
+from mae_export.manifest import TensorSpec
 from mae_export.runtime.batching import Batcher, check_plan
+from mae_export.runtime.delegate import Delegate
 from mae_export.runtime.frames import Frame, Frames, frames_of, prepare_frame
 from mae_export.runtime.given import GivenVisible, Visible, plan_of
 from mae_export.runtime.padding import stack_padded, without_padding
@@ -26,7 +27,7 @@ IDS_KEEP = "ids_keep"
 READY = 2  # chunks of frames prepared while the model runs
 
 
-class FeatureSession:
+class FeatureSession(Delegate):
     """An open model: `run` takes its inputs as they are, `extract` and `stream` take frames.
 
     It is safe to use from several threads, and gives its memory back when closed, or at the end of `with`:
@@ -48,28 +49,8 @@ class FeatureSession:
     """
 
     def __init__(self, session: Session, choice: Choice) -> None:
-        self._session = session
+        super().__init__(session)
         self.choice = choice
-
-    @property
-    def name(self) -> str:
-        """File name of the model."""
-        return self._session.name
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the model promises."""
-        return self._session.manifest
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the model's bytes."""
-        return self._session.digest
-
-    @property
-    def description(self) -> str:
-        """What runs it and where."""
-        return self._session.description
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run one batch of the model's own inputs; see `Session.run`."""

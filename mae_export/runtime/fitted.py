@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mae_export.manifest import Manifest
+from mae_export.runtime.delegate import Delegate
 from mae_export.runtime.engine_file import Profile
 from mae_export.runtime.session import Session
 
 Array = npt.NDArray[Any]
 
 
-class FittedSession:
+class FittedSession(Delegate):
     """A session that takes any number of visible patches.
 
     Args:
@@ -29,28 +29,8 @@ class FittedSession:
     """
 
     def __init__(self, session: Session, profiles: tuple[Profile, ...]) -> None:
-        self._session = session
+        super().__init__(session)
         self._profiles = profiles
-
-    @property
-    def name(self) -> str:
-        """The session's."""
-        return self._session.name
-
-    @property
-    def manifest(self) -> Manifest:
-        """The session's."""
-        return self._session.manifest
-
-    @property
-    def digest(self) -> str:
-        """The session's."""
-        return self._session.digest
-
-    @property
-    def description(self) -> str:
-        """The session's."""
-        return self._session.description
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run one batch with the nearest number that fits; see `Session.run`."""
