@@ -2,7 +2,7 @@
 
 CPUs multiply unsigned with signed 8-bit integers, so an activation is stored as q + 128 with zero point 128. One
 operator of ONNX Runtime, `MatMulIntegerToFloat`, then multiplies, scales and adds the bias. Measured on ViT-B with
-AVX-512 VNNI: 5 to 15 % faster than the Q/DQ graph, which ONNX Runtime rewrites itself but for the bias; weights as
+AVX-512 VNNI: 5 to 10 % faster than the Q/DQ graph, which ONNX Runtime rewrites itself but for the bias; weights as
 unsigned integers would take twice as long.
 """
 

@@ -31,7 +31,6 @@ from mae_export.runtime.session import GRAPH_SUFFIX
 
 Kind = Literal["engine", "lowered", "as it is"]
 Lower = Callable[[Path, Path], bool]
-VNNI = {"avx512_vnni", "avx_vnni"}
 PLAN = EnginePlan(targets=(THIS,))
 SUFFIXES: dict[Kind, str] = {"engine": ".engine", "lowered": GRAPH_SUFFIX}
 
@@ -131,7 +130,7 @@ def _decide(path: Path, manifest: Manifest) -> tuple[Prepared, Library | None]:
             kind="as it is", reason=f"{choice.backend} runs it, because {choice.reason}{why_no_engine}"
         ), None
     if manifest.precision == "int8" and "lowered" not in manifest.tools:
-        if VNNI & set(read_cpu().flags):
+        if read_cpu().has_vnni:
             reason = "ONNX Runtime multiplies integers fastest in its own operators"
             return Prepared(kind="lowered", reason=reason), "onnxruntime"
         return Prepared(kind="as it is", reason="on a CPU without VNNI no form of an int8 graph is known to help"), None

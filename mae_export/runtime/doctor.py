@@ -30,6 +30,7 @@ CPU_FLAGS = (
     *("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_int8", "amx_bf16", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve"),
 )
+VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,11 @@ class Cpu:
     cores: int
     quota: float | None
     flags: tuple[str, ...]
+
+    @property
+    def has_vnni(self) -> bool:
+        """Whether products of 8-bit integers are summed in 32 bits: at full speed, and without overflow."""
+        return not VNNI.isdisjoint(self.flags)
 
 
 @dataclass(frozen=True, kw_only=True)

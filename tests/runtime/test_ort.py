@@ -13,6 +13,7 @@ from mae_export.export.options import TraceOptions
 from mae_export.files import sha256_files
 from mae_export.manifest import METADATA_KEY
 from mae_export.runtime.compare import compare
+from mae_export.runtime.doctor import Cpu
 from mae_export.runtime.ort import OrtSession
 from mae_export.runtime.probes import golden_feeds
 from mae_export.runtime.session import open_session
@@ -243,3 +244,65 @@ def test_fp8_runs_as_the_graph_says(exported, eight_bit, tmp_path):
         feeds = golden_feeds(session.manifest)
         difference = np.abs(session.run(feeds)["pooled"] - exact.run(feeds)["pooled"]).max()
     assert 1e-4 < difference < 0.3
+
+
+def write_int8_graph(path, manifest):
+    """images -> pooled: the sum of the channels' means, from the largest integers that a byte holds."""
+    size = manifest.image.size
+    nodes = [
+        helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=0),
+        helper.make_node("QuantizeLinear", ["mean", "one", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["means"]),
+        helper.make_node("DequantizeLinear", ["integers", "scales", "zeros"], ["w"], axis=1),
+        helper.make_node("MatMul", ["means", "w"], ["pooled"]),
+    ]
+    constants = {
+        "axes": np.array([1, 2]),
+        "one": np.float32(1),
+        "zero": np.uint8(0),
+        "integers": np.full((3, 6), 127, np.int8),
+        "scales": np.full(6, 1 / 127, np.float32),
+        "zeros": np.zeros(6, np.int8),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [
+            helper.make_tensor_value_info("images", TensorProto.UINT8, ["B", *size, 3]),
+            helper.make_tensor_value_info("ids_keep", TensorProto.INT64, ["B", "K"]),
+        ],
+        [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["B", 6])],
+        [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {METADATA_KEY: manifest.to_json()})
+    onnx.save(model, path)
+    return path
+
+
+def test_sums_of_8_bit_products_do_not_overflow(tmp_path, manifest):
+    """255 x 127 twice is more than 16 bits hold, in which CPUs without VNNI would add them."""
+    white = {**feeds(), "images": np.full_like(feeds()["images"], 255)}
+    with open_session(write_int8_graph(tmp_path / "tiny.onnx", manifest)) as session:
+        np.testing.assert_allclose(session.run(white)["pooled"], np.full((2, 6), 3 * 255.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("flags", "guarded"), [(("avx2", "avx512f"), True), (("avx2", "avx_vnni"), False), ((), True)])
+def test_only_cpus_without_vnni_pay_for_that(tmp_path, manifest, monkeypatch, flags, guarded):
+    seen = []
+
+    class Spied(onnxruntime.InferenceSession):
+        def __init__(self, path, options, *, providers):
+            seen.append(options)
+            super().__init__(path, options, providers=providers)
+
+    monkeypatch.setattr(ort_module, "read_cpu", lambda: Cpu(model="CPU", cores=1, quota=None, flags=flags))
+    monkeypatch.setattr(ort_module.ort, "InferenceSession", Spied)
+    with open_session(write_int8_graph(tmp_path / "tiny.onnx", manifest), backend="cpu"):
+        (options,) = seen
+    if guarded:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="x64quantprecision"):
+            options.get_session_config_entry("session.x64quantprecision")
