@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -29,22 +28,29 @@ print(json.dumps({"bytes": peak() - before, "parameters": sum(p.numel() for p in
 """
 
 
+# Between us and the command: a process inherits the peak of the one that starts it, and this one has none to pass on.
+LAUNCH = """
+import os, subprocess, sys
+child = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(child.pid, 0)
+open(sys.argv[1], "w").write(str(usage.ru_maxrss))
+sys.exit(os.waitstatus_to_exitcode(status) & 255)
+"""
+
+
 def measured(*command: str) -> tuple[str, float, int]:
-    """Run a command; its output, seconds, and peak resident bytes (at least those of this process).
+    """Run a command; its output, seconds, and peak resident bytes.
 
     Raises:
         RuntimeError: when it fails.
     """
     start = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as output:
-        child = subprocess.Popen(command, stdout=output)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        text = output.read()
-    if child.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}")
-    return text, round(time.perf_counter() - start, 1), usage.ru_maxrss * 1024
+    with tempfile.NamedTemporaryFile("r") as peak:
+        launched = (sys.executable, "-I", "-S", "-c", LAUNCH, peak.name, *command)
+        done = subprocess.run(launched, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}")
+        return done.stdout, round(time.perf_counter() - start, 1), int(peak.read()) * 1024
 
 
 def prove(size: str, folder: Path) -> dict[str, Any]:

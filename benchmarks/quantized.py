@@ -2,27 +2,23 @@
 
     python -m benchmarks.quantized [--scale full] [--wide base large] [--rounds 7] [--modelopt PYTHON]
 
-ONNX Runtime's are the best of three calibration methods, with the options that keep the same products in 8 bits: per
-channel, symmetric, no quantized outputs, weights as Q/DQ pairs, embedding and attention left out. NVIDIA's Model
-Optimizer joins with the same products where PYTHON is an interpreter that has it (modelopt_graph.py says how to make
-one). All see every patch while they are calibrated, because two of ONNX Runtime's methods refuse rows of different
-length. Each graph is judged against
-the float32 one on images that calibration did not see: the mean cosine of a feature after subtracting its mean, and,
-for a small MAE that is really pre-trained, a linear probe over scikit-learn's digits, paired digit by digit. Wide
-encoders have random weights, and a few channels of each norm that are far larger than the rest, as trained encoders
-have; the weights behind them are divided, so that the float32 graph computes the same. Speeds are ratios in this run,
-contenders taking turns.
+ONNX Runtime's are the best of three calibration methods; NVIDIA's Model Optimizer joins where PYTHON is an interpreter
+that has it (quantizers.py has the options of both). All see every patch while they are calibrated, because two of ONNX
+Runtime's methods refuse rows of different length. Each graph is judged against the float32 one on images that
+calibration did not see: the mean cosine of a feature after subtracting its mean, and, for a small MAE that is really
+pre-trained, a linear probe over scikit-learn's digits, paired digit by digit. Wide encoders have random weights, and a
+few channels of each norm that are far larger than the rest, as trained encoders have; the weights behind them are
+divided, so that the float32 graph computes the same. Speeds are ratios in this run, contenders taking turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import logging
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,36 +26,25 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 import torch
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from PIL import Image
 from rich.console import Console
 from rich.table import Table as Grid
 
 from benchmarks.hardware import RESULTS, write_result
 from benchmarks.huge import measured
+from benchmarks.quantizers import BATCH, OBSERVED, batches_of, contenders
 from benchmarks.sizes import spec_of
 from benchmarks.spine import race, ratio, runner, write_images
 from examples import demo
 from mae_export import graph
-from mae_export.calibration.lower import lower
-from mae_export.calibration.observe import observe
-from mae_export.calibration.options import ObserveOptions
-from mae_export.calibration.quantize import quantize_model
 from mae_export.calibration.sensitivity import fidelity, run
-from mae_export.calibration.sites import sites_of
-from mae_export.calibration.table import Table
-from mae_export.calibration.visibility import parse_visibility
-from mae_export.calibration.wanted import QuantizeOptions
 from mae_export.encoders.load import load_encoder
 from mae_export.encoders.vit import ViT
 from mae_export.export.options import TraceOptions
 from mae_export.export.trace import export_graph
 from mae_export.files import sha256_files
-from mae_export.manifest import METADATA_KEY
-from mae_export.runtime.batching import Batch, Batcher
-from mae_export.runtime.images import prepare
+from mae_export.runtime.batching import Batch
 from mae_export.runtime.inputs import list_items
 from mae_export.runtime.session import open_session
 from mae_export.training.checkpoint import save_checkpoint
@@ -68,15 +53,10 @@ from mae_export.training.probe import Z95, probe_accuracy
 
 Array = npt.NDArray[Any]
 
-METHODS = ("MinMax", "Percentile", "Entropy")
-MODELOPT = Path(__file__).with_name("modelopt_graph.py")
-MODELOPT_METHODS = ("entropy", "max")
 MODELOPT_VERSION = "import importlib.metadata as installed; print(installed.version('nvidia-modelopt'))"
 OTHERS = ("ONNX Runtime", "modelopt")  # of each, the best of its methods counts
-OBSERVED = "all"
 JUDGED = ("all", "random:0.25")
 OUTLIERS, FACTOR = 6, 30.0  # channels of each norm, and how much larger they are than the others
-BATCH = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,128 +69,53 @@ class Scale:
     wide: tuple[str, ...]
     wide_calibration: int
     wide_images: int
+    wide_judged: int
     rounds: int
 
 
 SCALES = {
-    "tiny": Scale(steps=4, digits=120, calibration=8, wide=("tiny",), wide_calibration=8, wide_images=24, rounds=1),
+    "tiny": Scale(
+        steps=4,
+        digits=120,
+        calibration=8,
+        wide=("tiny",),
+        wide_calibration=8,
+        wide_images=24,
+        wide_judged=16,
+        rounds=1,
+    ),
     "small": Scale(
-        steps=300, digits=600, calibration=32, wide=("base",), wide_calibration=16, wide_images=48, rounds=3
+        steps=300,
+        digits=600,
+        calibration=32,
+        wide=("base",),
+        wide_calibration=16,
+        wide_images=48,
+        wide_judged=32,
+        rounds=3,
     ),
     "full": Scale(
-        steps=1400, digits=1797, calibration=128, wide=("base", "large"), wide_calibration=16, wide_images=64, rounds=5
+        steps=1400,
+        digits=1797,
+        calibration=128,
+        wide=("base", "large"),
+        wide_calibration=16,
+        wide_images=128,
+        wide_judged=48,
+        rounds=5,
     ),
 }
 
 
-class Reader(CalibrationDataReader):
-    """Rows of batches, one by one."""
-
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self._rows = iter([batch.row(at).feeds for batch in batches for at in range(len(batch))])
-
-    def get_next(self) -> dict[str, Array] | None:
-        return next(self._rows, None)
-
-
-def batches_of(source: Path, images: Sequence[Path], visible: str) -> list[Batch]:
-    """Images with the patches that calibration would show of them."""
-    manifest, plan = graph.read_manifest(source), parse_visibility(visible)
-    batcher, found = Batcher(manifest, BATCH), []
-    for index, path in enumerate(images):
-        ids_keep = plan.ids_keep(index, sha256_files(path), manifest.patches.count)
-        pixels = prepare(path.read_bytes(), manifest.image)
-        full = batcher.add(index=index, item_id=path.name, pixels=pixels, ids_keep=ids_keep)
-        found += [full] if full else []
-    return [*found, *batcher.rest()]
+def tell(what: str) -> None:
+    """A line of progress, on the error stream."""
+    Console(stderr=True, highlight=False).print(f"{time.strftime('%H:%M:%S')}  {what}")
 
 
 def features(path: Path, batches: Sequence[Batch], feature: str) -> Array:
     """One feature of every image, in the order of the images."""
     order = np.argsort([index for batch in batches for index in batch.indices])
     return run(path, batches, feature)[order]
-
-
-def ours(source: Path, table: Table, folder: Path) -> dict[str, Path]:
-    """The Q/DQ graph, and the form that a CPU computes fastest."""
-    made = {}
-    for name in ("ours", "ours, for CPUs"):
-        model = ir.load(source)
-        quantize_model(model, table.ranges, QuantizeOptions(precision="int8"))
-        if name != "ours":
-            lower(model)
-        made[name] = folder / f"{source.stem} {name}.onnx"
-        graph.save(model, made[name])
-    return made
-
-
-def theirs(source: Path, batches: Sequence[Batch], folder: Path) -> dict[str, Path]:
-    """ONNX Runtime's graph for each of its methods."""
-    left_out, made = not_quantized(source), {}
-    for method in METHODS:
-        path = folder / f"{source.stem} {method}.onnx"
-        with contextlib.redirect_stdout(io.StringIO()):
-            quantize_static(
-                str(source),
-                str(path),
-                Reader(batches),
-                quant_format=QuantFormat.QDQ,
-                activation_type=QuantType.QInt8,
-                weight_type=QuantType.QInt8,
-                per_channel=True,
-                op_types_to_quantize=["MatMul"],
-                nodes_to_exclude=left_out,
-                calibrate_method=CalibrationMethod[method],
-                extra_options={
-                    "ActivationSymmetric": True,
-                    "WeightSymmetric": True,
-                    "QuantizeBias": False,
-                    "AddQDQPairToWeight": True,
-                    "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm", "Conv"],
-                },
-            )
-        made[f"ONNX Runtime, {method}"] = with_manifest(path, source)
-    return made
-
-
-def modelopts(python: str, source: Path, batches: Sequence[Batch], folder: Path) -> dict[str, Path]:
-    """Model Optimizer's graph for each of its methods, made by another interpreter."""
-    feeds, made = folder / f"{source.stem}.npz", {}
-    np.savez(feeds, **{name: np.concatenate([batch.feeds[name] for batch in batches]) for name in batches[0].feeds})
-    for method in MODELOPT_METHODS:
-        path = folder / f"{source.stem} modelopt {method}.onnx"
-        files = (str(source), str(feeds), str(path))
-        # -I keeps this folder, whose modules have common names, out of the other interpreter's path
-        measured(python, "-I", str(MODELOPT), *files, "--method", method, "--leave-out", *not_quantized(source))
-        made[f"modelopt, {method}"] = with_manifest(path, source)
-    return made
-
-
-def not_quantized(source: Path) -> list[str]:
-    """The products that stay float32 in our graphs: embedding and attention."""
-    return [site.node for site in sites_of(source) if not site.weight or site.kind == "patch_embed"]
-
-
-def with_manifest(path: Path, source: Path) -> Path:
-    """The graph at `path`, with the source's manifest where its maker dropped it."""
-    if not any(entry.key == METADATA_KEY for entry in ir.to_proto(ir.load(path)).metadata_props):
-        graph.write_manifest(path, graph.read_manifest(source))
-    return path
-
-
-def contenders(source: Path, images: Sequence[Path], samples: int, modelopt: str) -> tuple[dict[str, Path], set[str]]:
-    """All graphs, beside their source, and the digests of the images they were calibrated on."""
-    folder = source.parent
-    out = folder / f"{source.stem}.calib.json"
-    options = ObserveOptions(samples=samples, visible=OBSERVED, batch=BATCH)
-    table = observe(source, [path.parent for path in images[:1]], out, options=options).table
-    batches = batches_of(source, [path for path in images if sha256_files(path) in table.images], OBSERVED)
-    return {
-        "float32": source,
-        **ours(source, table, folder),
-        **theirs(source, batches, folder),
-        **(modelopts(modelopt, source, batches, folder) if modelopt else {}),
-    }, set(table.images)
 
 
 def calibration_cost(source: Path, images: Path, samples: int) -> dict[str, Any]:
@@ -233,6 +138,7 @@ def trained(scale: Scale, folder: Path, modelopt: str) -> dict[str, Any]:
     """A small MAE pre-trained on photographs and digits: cosines, and a probe that knows the digits' classes."""
     arguments = argparse.Namespace(steps=scale.steps, seconds=None, quick=False)
     pictures, labels = demo.digit_pictures(64)
+    tell("digits: pre-training")
     training = demo.train(pictures, demo.scale_of(arguments), folder / "digits.pth")
     source = folder / "digits.onnx"
     demo.export(folder / "digits.pth", source, ("mean_patch",))
@@ -249,6 +155,7 @@ def trained(scale: Scale, folder: Path, modelopt: str) -> dict[str, Any]:
         expected = features(source, batches, "mean_patch")
         reference = probe_accuracy(expected, labels[: len(images)])
         for name, path in graphs.items():
+            tell(f"digits, {visible}: judging {name}")
             values = features(path, batches, "mean_patch")
             probe = probe_accuracy(values, labels[: len(images)])
             results["graphs"].setdefault(name, {})[visible] = {
@@ -279,15 +186,18 @@ def wide(size: str, scale: Scale, folder: Path, modelopt: str) -> dict[str, Any]
     source = folder / f"{size}.onnx"
     export_graph(encoder, report, source, options=TraceOptions(mask="keep", features=("pooled",)))
     images = sorted(write_images(folder / f"{size} pictures", scale.wide_images).iterdir())
+    tell(f"{size}: quantizing")
     graphs, used = contenders(source, images, scale.wide_calibration, modelopt)
-    held = [path for path in images if sha256_files(path) not in used]
+    held = [path for path in images if sha256_files(path) not in used][: scale.wide_judged]
     results: dict[str, Any] = {"size": size, "held_out": len(held), "graphs": {name: {} for name in graphs}}
     for visible in JUDGED:
         batches = batches_of(source, held, visible)
         expected = run(source, batches, "pooled")
         for name, path in graphs.items():
+            tell(f"{size}, {visible}: judging {name}")
             results["graphs"][name][visible] = asdict(fidelity(run(path, batches, "pooled"), expected))
     names = ("float32", "ours", "ours, for CPUs", *best_ones(results["graphs"]))
+    tell(f"{size}: cost of calibration, speed")
     results["calibration"] = calibration_cost(source, images[0].parent, len(images))
     results["speed"] = speeds({name: graphs[name] for name in names}, scale.rounds)
     return results

@@ -1,9 +1,11 @@
 """ViT-H from a random checkpoint to a proven graph within its memory; in the everyday run, a tiny one."""
 
+import sys
+
 import pytest
 
 from benchmarks.hardware import write_result
-from benchmarks.huge import prove
+from benchmarks.huge import measured, prove
 
 GIB = 1 << 30
 
@@ -22,3 +24,12 @@ def test_a_published_size_exports_within_its_memory(size, tmp_path):
         write_result("huge", result)
     else:
         assert list(files) == ["vit_tiny.onnx"]
+
+
+def test_a_commands_peak_is_its_own():
+    ours = bytearray(b"x" * (512 << 20))
+    text, _, peak = measured(sys.executable, "-c", "held = bytearray(b'x' * (128 << 20)); print(len(held))")
+    assert int(text) == 128 << 20
+    assert 128 << 20 < peak < len(ours), "what this process holds does not count"
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        measured(sys.executable, "-c", "raise SystemExit(3)")

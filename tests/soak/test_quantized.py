@@ -1,5 +1,7 @@
 """INT8 graphs agree with float32 better than ONNX Runtime's quantizer makes them; in the everyday run, small ones."""
 
+import statistics
+
 import pytest
 
 from benchmarks.hardware import write_result
@@ -9,7 +11,8 @@ from benchmarks.quantized import JUDGED, SCALES, best_of, paired, prove, rows
 @pytest.mark.parametrize("scale", ["tiny", pytest.param("full", marks=pytest.mark.soak)])
 def test_our_graphs_agree_better_than_the_best_of_others(scale, tmp_path):
     result = prove(SCALES[scale], tmp_path)
-    for encoder in (result["trained"], *result["wide"]):
+    encoders = (result["trained"], *result["wide"])
+    for encoder in encoders:
         graphs = encoder["graphs"]
         for visible in JUDGED:
             assert graphs["float32"][visible]["cosine"] == pytest.approx(1)
@@ -22,8 +25,9 @@ def test_our_graphs_agree_better_than_the_best_of_others(scale, tmp_path):
     assert len(list(rows(result))) == 6 * (1 + len(result["wide"]))
     assert result["wide"][0]["calibration"]["peak_gb"] < 4
     if scale == "full":
-        probe = result["trained"]["graphs"]["ours"]["all"]["probe_against_float32"]
-        assert probe["interval"][0] > -0.01
+        assert all(found["graphs"]["ours"][visible]["cosine"] >= 0.995 for found in encoders for visible in JUDGED)
+        probes = [result["trained"]["graphs"]["ours"][visible]["probe_against_float32"] for visible in JUDGED]
+        assert statistics.fmean(probe["difference"] for probe in probes) >= -0.003
         assert all(found["speed"]["8 bits and 25 % over float32 and all"] > 1 for found in result["wide"])
         write_result("quantized", result)
 
