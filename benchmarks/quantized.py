@@ -73,33 +73,27 @@ class Scale:
     rounds: int
 
 
+SMALL = Scale(
+    steps=300,
+    digits=600,
+    calibration=32,
+    wide=("base",),
+    wide_calibration=16,
+    wide_images=48,
+    wide_judged=32,
+    rounds=3,
+)
 SCALES = {
-    "tiny": Scale(
-        steps=4,
-        digits=120,
-        calibration=8,
-        wide=("tiny",),
-        wide_calibration=8,
-        wide_images=24,
-        wide_judged=16,
-        rounds=1,
+    "tiny": replace(
+        SMALL, steps=4, digits=120, calibration=8, wide=("tiny",), wide_calibration=8, wide_images=24, rounds=1
     ),
-    "small": Scale(
-        steps=300,
-        digits=600,
-        calibration=32,
-        wide=("base",),
-        wide_calibration=16,
-        wide_images=48,
-        wide_judged=32,
-        rounds=3,
-    ),
-    "full": Scale(
+    "small": SMALL,
+    "full": replace(
+        SMALL,
         steps=1400,
         digits=1797,
         calibration=128,
         wide=("base", "large"),
-        wide_calibration=16,
         wide_images=128,
         wide_judged=48,
         rounds=5,

@@ -23,15 +23,39 @@ from tests.runtime.onnxruntime_double import CUDA, RuntimeDouble
 
 def write_graph(path, manifest, *, external=False):
     """images -> pooled: the mean of each channel, doubled to six values; images and ids_keep as in mode keep."""
-    size = manifest.image.size
+    weight = np.tile(np.eye(3, dtype=np.float32), (1, 2))
+    return write_product(
+        path, manifest, [helper.make_node("MatMul", ["mean", "w"], ["pooled"])], {"w": weight}, external
+    )
+
+
+def write_int8_graph(path, manifest):
+    """images -> pooled: the sum of the channels' means, from the largest integers that a byte holds."""
     nodes = [
+        helper.make_node("QuantizeLinear", ["mean", "one", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["means"]),
+        helper.make_node("DequantizeLinear", ["integers", "scales", "zeros"], ["w"], axis=1),
+        helper.make_node("MatMul", ["means", "w"], ["pooled"]),
+    ]
+    constants = {
+        "one": np.float32(1),
+        "zero": np.uint8(0),
+        "integers": np.full((3, 6), 127, np.int8),
+        "scales": np.full(6, 1 / 127, np.float32),
+        "zeros": np.zeros(6, np.int8),
+    }
+    return write_product(path, manifest, nodes, constants)
+
+
+def write_product(path, manifest, nodes, constants, external=False):
+    """images -> mean of each channel -> what the nodes make of it."""
+    size = manifest.image.size
+    means = [
         helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=0),
-        helper.make_node("MatMul", ["mean", "w"], ["pooled"]),
     ]
-    weight = np.tile(np.eye(3, dtype=np.float32), (1, 2))
     graph = helper.make_graph(
-        nodes,
+        [*means, *nodes],
         "tiny",
         [
             helper.make_tensor_value_info("images", TensorProto.UINT8, ["B", *size, 3]),
@@ -39,8 +63,8 @@ def write_graph(path, manifest, *, external=False):
         ],
         [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["B", 6])],
         [
-            onnx.numpy_helper.from_array(np.array([1, 2]), "axes"),
-            onnx.numpy_helper.from_array(weight, "w"),
+            onnx.numpy_helper.from_array(np.asarray(array), name)
+            for name, array in {"axes": np.array([1, 2]), **constants}.items()
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -244,41 +268,6 @@ def test_fp8_runs_as_the_graph_says(exported, eight_bit, tmp_path):
         feeds = golden_feeds(session.manifest)
         difference = np.abs(session.run(feeds)["pooled"] - exact.run(feeds)["pooled"]).max()
     assert 1e-4 < difference < 0.3
-
-
-def write_int8_graph(path, manifest):
-    """images -> pooled: the sum of the channels' means, from the largest integers that a byte holds."""
-    size = manifest.image.size
-    nodes = [
-        helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=0),
-        helper.make_node("QuantizeLinear", ["mean", "one", "zero"], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["means"]),
-        helper.make_node("DequantizeLinear", ["integers", "scales", "zeros"], ["w"], axis=1),
-        helper.make_node("MatMul", ["means", "w"], ["pooled"]),
-    ]
-    constants = {
-        "axes": np.array([1, 2]),
-        "one": np.float32(1),
-        "zero": np.uint8(0),
-        "integers": np.full((3, 6), 127, np.int8),
-        "scales": np.full(6, 1 / 127, np.float32),
-        "zeros": np.zeros(6, np.int8),
-    }
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [
-            helper.make_tensor_value_info("images", TensorProto.UINT8, ["B", *size, 3]),
-            helper.make_tensor_value_info("ids_keep", TensorProto.INT64, ["B", "K"]),
-        ],
-        [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["B", 6])],
-        [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(model, {METADATA_KEY: manifest.to_json()})
-    onnx.save(model, path)
-    return path
 
 
 def test_sums_of_8_bit_products_do_not_overflow(tmp_path, manifest):
