@@ -116,8 +116,9 @@ def main() -> None:
             "cases": [asdict(case) for case in cases],
         }
         console.say(f"ViT-{size}: {attention(counts)}")
+        console.say(speed.peak_line(cases[0]))
         for case in cases:
-            console.say(f"{case.title}; matrix products reach {case.gemm_gflops:,.0f} GFLOP/s")
+            console.say(case.title)
             console.table(speed.bench_rows(case), header=speed.HEADER)
     console.say(f"written to {write_result('gpu', result, options.results)}")
 

@@ -41,7 +41,7 @@ def bench_command(
     figure: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the result there.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure speed on this machine, beside a matrix product and, if wanted, PyTorch and other backends."""
+    """Measure speed on this machine, beside its quickest matrix product and, if wanted, PyTorch and other backends."""
     from mae_export.report import console, speed
     from mae_export.runtime.bench import BenchPlan, BenchReport, bench
     from mae_export.runtime.clocks import cpu_mhz, gpu_mhz
@@ -62,7 +62,7 @@ def bench_command(
             )
         makers, described = _contenders(stack, model, session, against=against, threads=threads)
         before = cpu_mhz(), gpu_mhz()
-        cases = bench(session.manifest, makers, plan=plan, gemm=_gemm(session), progress=progress)
+        cases = bench(session.manifest, makers, plan=plan, gemm=_gemm(session, against, threads), progress=progress)
         found = doctor()
         report = BenchReport(
             model=session.name,
@@ -90,7 +90,7 @@ def _contenders(
 
     makers: dict[str, Maker] = {session.choice.backend: partial(partial, session.run)}
     described = {session.choice.backend: f"{session.description} ({session.choice.reason})"}
-    for name in filter(None, (part.strip() for part in against.split(","))):
+    for name in _names(against):
         if name in makers:
             raise UsageError(f"--against names {name!r}, which runs already; name other contenders, each once")
         rival = _rival(session, name, threads)
@@ -116,18 +116,27 @@ def _rival(session: FeatureSession, name: str, threads: int) -> tuple[Maker, str
     return maker, f"PyTorch {torch.__version__}, {rival}, {device}"
 
 
-def _gemm(session: FeatureSession) -> Contender | None:
+def _gemm(session: FeatureSession, against: str, threads: int) -> Contender | None:
     """The matrix product of the device that the model runs on; None on a GPU without PyTorch to ask for one."""
-    from mae_export.runtime.bench import gemm_on_cpu
+    from mae_export.runtime.gemm import gemm_on_cpu
 
     if session.choice.backend in ON_CPU:
-        return gemm_on_cpu()
+        others = []
+        if set(_names(against)) & set(get_args(Rival)):  # PyTorch is imported for a product only where it runs anyway
+            from mae_export.export.rivals import gemm_of_torch
+
+            others.append(gemm_of_torch())
+        return gemm_on_cpu(threads=threads, others=others)
     try:
         from mae_export.export.rivals import gemm_on_gpu
 
         return gemm_on_gpu(session.manifest.precision)
     except (ModuleNotFoundError, MachineError):
         return None
+
+
+def _names(against: str) -> list[str]:
+    return [name for part in against.split(",") if (name := part.strip())]
 
 
 def _backend(name: str) -> Backend:

@@ -28,11 +28,19 @@ def show_bench(report: BenchReport) -> None:
     """The machine, what each contender is, and a table for every case."""
     console.say(f"{report.model}, {report.sha256[:12]}, on {machine_line(report)}")
     console.table(sorted(report.contenders.items()))
+    if report.cases[0].gemm:
+        console.say(peak_line(report.cases[0]))
     for case in report.cases:
-        peak = "" if case.gemm_gflops is None else f"; matrix products reach {case.gemm_gflops:,.0f} GFLOP/s"
         console.say("")
-        console.say(f"{case.title}, {case.timings[0].runs} rounds{peak}")
+        console.say(f"{case.title}, {case.timings[0].runs} rounds")
         console.table(bench_rows(case), header=HEADER)
+
+
+def peak_line(case: Case) -> str:
+    """What 100 % of GEMM is: the quickest matrix product of all cases, with its type and library."""
+    if case.gemm_gflops is None:
+        return "no matrix product was measured"
+    return f"GEMM: matrix products reach {case.gemm_gflops:,.0f} GFLOP/s in {case.gemm}"
 
 
 def machine_line(report: BenchReport) -> str:

@@ -1,11 +1,14 @@
 """`mae-export bench` as its users meet it; what its numbers mean is tested with `mae_export.runtime.bench`."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
 
 from mae_export.runtime import bench as timing
+from mae_export.runtime import gemm
+from mae_export.runtime.bench import Contender
 
 QUICK = ("--rounds", "2", "--batch", "1,2", "--keep", "1,0.25", "--threads", "1")
 
@@ -31,6 +34,7 @@ def test_a_model_beside_pytorch_and_another_backend(run, model, tmp_path):
         assert [one["name"] for one in case["timings"]] == list(found["contenders"])
         assert all(one["runs"] == 2 and one["warm_up_runs"] == 1 and one["gflops"] > 0 for one in case["timings"])
         assert case["gemm_gflops"] > 0
+        assert case["gemm"].startswith("float32 with ")
     with Image.open(figure) as image:
         assert image.width > 500
 
@@ -38,8 +42,25 @@ def test_a_model_beside_pytorch_and_another_backend(run, model, tmp_path):
 def test_the_table_says_what_was_chosen_and_why(run, model):
     code, text, _ = run("bench", model, "--rounds", "1", "--batch", "1", "--keep", "0.5")
     assert code == 0
-    assert "batch 1, 32 of 64 patches, 1 rounds; matrix products reach" in text
+    assert "batch 1, 32 of 64 patches, 1 rounds\n" in text
+    assert re.search(r"^GEMM: matrix products reach \S+ GFLOP/s in float32 with ", text, re.MULTILINE)
     assert "(ONNX Runtime has no CUDA provider here)" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("against", "considered"), [("", []), ("openvino", []), ("torch", ["torch"]), ("openvino, torch-bf16", ["torch"])]
+)
+def test_pytorch_multiplies_only_where_it_runs_anyway(run, model, monkeypatch, against, considered):
+    pytest.importorskip("openvino")
+    asked = []
+
+    def product(*, threads, others):
+        asked.append((threads, ["torch" for other in others if "PyTorch" in other.what]))
+        return Contender(run=lambda: None, flops=1.0, what="nothing")
+
+    monkeypatch.setattr(gemm, "gemm_on_cpu", product)
+    assert run("bench", model, "--against", against, *QUICK)[0] == 0
+    assert asked == [(1, considered)]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """What people read after `bench`, pinned word by word."""
 
+import dataclasses
+
 import pytest
 
 from mae_export.report import console
-from mae_export.report.speed import HEADER, bench_rows, machine_line, show_bench
+from mae_export.report.speed import HEADER, bench_rows, machine_line, peak_line, show_bench
 from mae_export.runtime.bench import BenchReport, Case, Timing
 
 
@@ -16,7 +18,7 @@ def timing(name="cpu", **changes):
 
 
 RIVAL = timing("torch", over_first=0.4987, gflops=None, share_of_gemm=None, settled=False)
-CASE = Case(batch=8, kept=49, patches=196, gemm_gflops=250.2, timings=(timing(), RIVAL))
+CASE = Case(batch=8, kept=49, patches=196, gemm="float32 with numpy 2.4", gemm_gflops=250.2, timings=(timing(), RIVAL))
 REPORT = BenchReport(
     model="[b]vit.onnx",
     sha256="abcdef" * 10,
@@ -36,6 +38,10 @@ def test_rows_leave_out_what_is_not_known_and_say_when_a_contender_never_settled
     assert len(HEADER) == len(first)
 
 
+def test_without_a_matrix_product_there_is_no_peak():
+    assert peak_line(dataclasses.replace(CASE, gemm="", gemm_gflops=None)) == "no matrix product was measured"
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
@@ -47,8 +53,6 @@ def test_rows_leave_out_what_is_not_known_and_say_when_a_contender_never_settled
     ],
 )
 def test_the_machine_is_named_with_its_clocks(changes, line):
-    import dataclasses
-
     assert machine_line(dataclasses.replace(REPORT, **changes)) == line
 
 
@@ -56,12 +60,13 @@ def test_the_report_as_a_whole(capsys, monkeypatch):
     monkeypatch.setattr(console.OUT, "_width", 120)  # COLUMNS counts at import only
     show_bench(REPORT)
     shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert shown[:5] == [
+    assert shown[:6] == [
         "[b]vit.onnx, abcdefabcdef, on AMD EPYC, 2 cores at 2,596 MHz",
         "cpu    ONNX Runtime 1.31",
         "torch  PyTorch 2.13",
+        "GEMM: matrix products reach 250 GFLOP/s in float32 with numpy 2.4",
         "",
-        "batch 8, 49 of 196 patches, 20 rounds; matrix products reach 250 GFLOP/s",
+        "batch 8, 49 of 196 patches, 20 rounds",
     ]
-    assert shown[5].split() == " ".join(HEADER).split()
-    assert len(shown) == 8
+    assert shown[6].split() == " ".join(HEADER).split()
+    assert len(shown) == 9

@@ -1,5 +1,6 @@
 """The arithmetic of timings, on a clock that only runs advance."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from mae_export.errors import UsageError
 from mae_export.runtime import bench as module
-from mae_export.runtime.bench import LONGEST_WARM_UP, BenchPlan, Contender, bench, bench_feeds, gemm_on_cpu, race
+from mae_export.runtime.bench import LONGEST_WARM_UP, BenchPlan, Contender, bench, bench_feeds, race
 from mae_export.runtime.fake import FakeSession
 
 
@@ -40,7 +41,7 @@ def test_contenders_take_turns_and_the_first_of_a_round_changes(clock):
 
 def test_laps_are_what_each_run_took(clock):
     laps = race([Contender(run=clock.run("a", *[9] * 6, 1.0, 2.0, 4.0), flops=None)], rounds=3)
-    assert laps[0].seconds == (1.0, 2.0, 4.0)
+    assert (laps[0].seconds, laps[0].quickest) == ((1.0, 2.0, 4.0), 1.0)
 
 
 def test_warming_up_lasts_until_two_windows_agree(clock):
@@ -59,11 +60,11 @@ def test_numbers_of_a_case(clock, make_manifest):
         "slow": lambda feeds: clock.run("slow", 0.5),
         "fast": lambda feeds: clock.run("fast", *[0.1] * 6, *[0.1, 0.125, 0.2] * 7),
     }
-    gemm = Contender(run=clock.run("gemm", 0.25), flops=1e9)
+    gemm = Contender(run=clock.run("gemm", 0.25), flops=1e9, what="float32 with numpy")
     (case,) = bench(manifest, makers, plan=BenchPlan(batches=(4,), shares=(0.25,), rounds=21), gemm=gemm)
     slow, fast = case.timings
     assert (case.batch, case.kept, case.patches, case.title) == (4, 4, 16, "batch 4, 4 of 16 patches")
-    assert case.gemm_gflops == pytest.approx(4.0)
+    assert (case.gemm, case.gemm_gflops) == ("float32 with numpy", pytest.approx(4.0))
     assert (slow.name, slow.over_first, slow.runs, slow.settled) == ("slow", 1.0, 21, True)
     assert (slow.images_per_second, slow.p50_ms, slow.p99_ms) == (8.0, 500.0, 500.0)
     assert fast.p50_ms == pytest.approx(125.0)
@@ -81,7 +82,24 @@ def test_operations_become_a_share_of_the_matrix_product(clock, make_manifest, m
     assert case.timings[0].gflops == pytest.approx(2 * 4 * 0.1 / 0.5)
     assert case.timings[0].share_of_gemm == pytest.approx(1.6 / 4)
     (case,) = bench(make_manifest("keep"), makers, plan=BenchPlan(batches=(2,), shares=(0.25,)), gemm=None)
-    assert case.gemm_gflops is case.timings[0].share_of_gemm is None
+    assert (case.gemm, case.gemm_gflops, case.timings[0].share_of_gemm) == ("", None, None)
+
+
+def test_the_peak_is_the_quickest_product_and_no_disturbed_one_makes_a_share_exceed_it(
+    clock, make_manifest, monkeypatch
+):
+    monkeypatch.setattr(module, "flops_per_image", lambda manifest, kept: 1e9)
+    disturbed = Contender(run=clock.run("gemm", 0.3, 0.2, *[0.5] * 30), flops=1e9)  # quickest while it warms up
+    makers = {"as fast as can be": lambda feeds: clock.run("a", 0.2)}
+    plan = BenchPlan(batches=(1,), shares=(1.0,), rounds=9)
+    (case,) = bench(make_manifest("keep"), makers, plan=plan, gemm=disturbed)
+    assert case.gemm_gflops == pytest.approx(5.0)
+    assert case.timings[0].share_of_gemm == pytest.approx(1.0)
+    slower_later = Contender(run=clock.run("gemm", *[0.2] * 15, 0.5), flops=1e9)
+    first, second = bench(
+        make_manifest("keep"), makers, plan=dataclasses.replace(plan, batches=(1, 2)), gemm=slower_later
+    )
+    assert first.gemm_gflops == second.gemm_gflops == pytest.approx(5.0)
 
 
 def test_every_batch_and_share_is_a_case_and_graphs_without_mask_have_one_share(clock, make_manifest):
@@ -103,15 +121,6 @@ def test_feeds_are_what_a_graph_takes_and_images_see_different_patches(make_mani
     assert found["patch_tokens"].shape == (3, 16 if mode == "none" else 5, 6)
     if mode != "none":
         assert len(np.unique(feeds["ids_keep"], axis=0)) == 3
-
-
-def test_the_matrix_product_is_one(monkeypatch):
-    gemm = gemm_on_cpu(64)
-    assert gemm.flops == 2 * 64**3
-    product = gemm.run()
-    assert product.shape == (64, 64)
-    assert product.dtype == np.float32
-    assert np.isfinite(product).all()
 
 
 @pytest.mark.parametrize(
