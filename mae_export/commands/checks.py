@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mae_export.artefacts import NAMES, kind_of
 from mae_export.commands.arguments import FamilyName, Json, Settings
-from mae_export.errors import MachineError, VerificationError
+from mae_export.errors import InputError, MachineError, VerificationError
 from mae_export.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
 
 
 def inspect_command(
-    path: Annotated[Path, typer.Argument(help="A checkpoint, an .onnx graph or a features folder.")],
+    path: Annotated[
+        Path, typer.Argument(help="A checkpoint, graph, engine, calibration table, bundle or features folder.")
+    ],
     family: FamilyName = None,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a checkpoint, a graph or a features folder is and holds."""
+    """Show what a checkpoint, graph, engine, calibration table, bundle or features folder is and holds."""
     from mae_export.encoders.overrides import parse_overrides
     from mae_export.report import console, summaries
     from mae_export.report.inspection import inspect
@@ -78,11 +81,14 @@ def verify_command(
 
 
 def _reference(path: Path, manifest: Manifest, overrides: Overrides) -> Session:
-    """A graph runs as it is; anything else is a checkpoint, for which PyTorch is needed."""
+    """A graph runs as it is, a checkpoint in PyTorch; nothing else is a reference."""
     from mae_export.runtime.session import open_as_is
 
-    if path.suffix == ".onnx":
+    kind = kind_of(path)
+    if kind == "graph":
         return open_as_is(path)
+    if kind not in (None, "checkpoint"):
+        raise InputError(f"{path} is {NAMES[kind]}; the reference is the graph or the checkpoint to trust")
     from mae_export.export.verify import checkpoint_reference
 
     return checkpoint_reference(path, manifest, overrides)

@@ -14,6 +14,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from mae_export import graph
+from mae_export.artefacts import ENGINE_SUFFIX, GRAPH_SUFFIX
 from mae_export.errors import InputError, MachineError, UsageError, VerificationError
 from mae_export.export.engine import Progress, build
 from mae_export.export.flavour import choose_backend, resolve_targets
@@ -27,13 +28,12 @@ from mae_export.runtime.cuda import open_device
 from mae_export.runtime.doctor import nvidia_gpus, read_cpu
 from mae_export.runtime.prepared import Library
 from mae_export.runtime.providers import choose
-from mae_export.runtime.session import GRAPH_SUFFIX
 
 Kind = Literal["engine", "lowered", "as it is"]
 Lower = Callable[[Path, Path], bool]
 VNNI = {"avx512_vnni", "avx_vnni"}
 PLAN = EnginePlan(targets=(THIS,))
-SUFFIXES: dict[Kind, str] = {"engine": ".engine", "lowered": GRAPH_SUFFIX}
+SUFFIXES: dict[Kind, str] = {"engine": ENGINE_SUFFIX, "lowered": GRAPH_SUFFIX}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from mae_export.calibration.payoff import Payoff
     from mae_export.calibration.sensitivity import Fidelity, Sensitivity
 
+BESIDE = {
+    True: "the graph beside the table",
+    False: "the graph of that name beside the table is ANOTHER one",
+    None: "no graph of that name beside the table",
+}
+
 
 def summary(path: Path, observation: Observation) -> dict[str, Any]:
     """An observation without its ranges, which are in the table, for scripts."""
@@ -55,6 +61,21 @@ def show_observation(path: Path, observation: Observation) -> None:
     passes = "" if observation.passes == 1 else f" in {observation.passes} passes"
     memory = "" if observation.peak_bytes is None else f", at most {observation.peak_bytes / 1e9:.2f} GB of memory"
     console.say(f"  {observation.images_per_second:,.1f} images/s{passes}{memory}")
+
+
+def show_table(described: dict[str, Any]) -> None:
+    """A calibration table as `report.inspection.inspect` describes it."""
+    method = described["method"] + ("" if described["percentile"] is None else f" {described['percentile']:g}")
+    console.say(f"{described['path']}: {described['tensors']} activations of {described['graph']}, {method}")
+    console.say(f"  visible {described['visible']}; {described['samples']} images, drawn with seed {described['seed']}")
+    console.say(f"  graph sha256 {described['graph_sha256']} ({BESIDE[described['graph_matches']]})")
+    console.say(f"  {described['clipped']} activations are clipped below the largest value seen")
+    console.say(f"  written by {', '.join(f'{name} {version}' for name, version in described['tools'].items())}")
+    rows = [
+        (name, f"{found['low']:.4g} to {found['high']:.4g}", f"{found['minimum']:.4g} to {found['maximum']:.4g}")
+        for name, found in described["widest"].items()
+    ]
+    console.table(rows, header=("widest ranges", "represented", "seen"))
 
 
 def findings(sensitivity: Sensitivity, plan: Plan | None) -> dict[str, Any]:

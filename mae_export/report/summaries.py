@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mae_export.files import model_files
 from mae_export.manifest import Manifest, read_json
 from mae_export.report import console
+from mae_export.report.calibrations import show_table
 from mae_export.runtime.engine_file import EngineSidecar
 
 if TYPE_CHECKING:
@@ -126,6 +127,9 @@ def show_inspection(described: dict[str, Any]) -> None:
         shown = {key: value for key, value in described.items() if key != "sidecar"}
         show_engine(Path(described["path"]), read_json(json.dumps(described["sidecar"]), EngineSidecar, "sidecar"))
         show_tree(shown)
+        return
+    if described["kind"] == "table":
+        show_table(described)
         return
     if described["kind"] != "graph":
         show_tree({key: _joined(value) for key, value in described.items()})

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mae_export import __version__
+from mae_export.artefacts import ENGINE_SUFFIX
 from mae_export.errors import InputError, SecurityError, UsageError
 from mae_export.files import model_files, sha256_files, staging
 from mae_export.manifest import Ancestor, Manifest
@@ -24,7 +25,7 @@ from mae_export.runtime.bundle import MANIFEST, BundledModel, BundleManifest, is
 from mae_export.runtime.engine_file import read_sidecar, sidecar_path
 from mae_export.runtime.golden import check_golden
 from mae_export.runtime.probes import golden_feeds
-from mae_export.runtime.session import ENGINE_SUFFIX, open_as_is
+from mae_export.runtime.session import open_as_is
 from mae_export.runtime.thresholds import limits_of
 
 APP, README, GOLDEN = "app.py", "README.md", "golden"

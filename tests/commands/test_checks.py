@@ -35,6 +35,14 @@ def test_verify_agrees_disagrees_and_says_so(run, model, fixture_dir, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_only_graphs_and_checkpoints_are_references(run, model, tmp_path):
+    for name, content, what in (("vit.engine", "", "an engine"), ("list.json", "{}", "a JSON file")):
+        (tmp_path / name).write_text(content)
+        code, _, err = run("verify", model, tmp_path / name)
+        assert code == 3
+        assert f"{name} is {what}; the reference is the graph or the checkpoint to trust" in err
+
+
 def test_verify_shows_ones_own_images_and_writes_the_worst(run, model, images, tmp_path):
     worst = tmp_path / "worst"
     code, text, _ = run("verify", model, model, "--images", images, "--worst", worst, "--json")

@@ -56,6 +56,44 @@ def test_every_image_is_accounted_for(capsys):
     ]
 
 
+@pytest.mark.parametrize(
+    ("matches", "said"),
+    [
+        (True, "the graph beside the table"),
+        (False, "the graph of that name beside the table is ANOTHER one"),
+        (None, "no graph of that name beside the table"),
+    ],
+)
+def test_a_table_as_a_whole(capsys, matches, said):
+    described = {
+        "kind": "table",
+        "path": "vit.calib.json",
+        "graph": "vit.onnx",
+        "graph_sha256": "abcd",
+        "graph_matches": matches,
+        "method": "percentile",
+        "percentile": 99.9,
+        "visible": "all",
+        "seed": 3,
+        "samples": 40,
+        "images": ["cd"] * 40,
+        "tensors": 17,
+        "clipped": 4,
+        "widest": {"blocks.0[b]": {"low": -2.0, "high": 2.0, "minimum": -1.25, "maximum": 3.14159265}},
+        "tools": {"mae-export": "0.1.0", "onnxruntime": "1.31"},
+    }
+    calibrations.show_table(described)
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "vit.calib.json: 17 activations of vit.onnx, percentile 99.9",
+        "  visible all; 40 images, drawn with seed 3",
+        f"  graph sha256 abcd ({said})",
+        "  4 activations are clipped below the largest value seen",
+        "  written by mae-export 0.1.0, onnxruntime 1.31",
+        "widest ranges  represented  seen",
+        "blocks.0[b]    -2 to 2      -1.25 to 3.142",
+    ]
+
+
 def test_what_does_not_apply_is_not_told(capsys):
     table = dataclasses.replace(TABLE, method="percentile", percentile=99.9)
     told = lines(
