@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
 
 import typer
 
-from mae_export.commands.arguments import Json
+from mae_export.commands.arguments import Force, Json
 from mae_export.errors import MachineError, UsageError
 from mae_export.export.options import Rival
 from mae_export.files import require_place
@@ -39,6 +39,7 @@ def bench_command(
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each contender, which take turns.")] = 20,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of each contender; 0 lets it choose.")] = 0,
     figure: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the result there.")] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Measure speed on this machine, beside its quickest matrix product and, if wanted, PyTorch and other backends."""
@@ -51,7 +52,7 @@ def bench_command(
     shares = BenchPlan.shares if keep is None else _numbers(keep, float)
     plan = BenchPlan(batches=_numbers(batch, int), shares=shares, rounds=rounds)
     if figure is not None:
-        require_place(figure, suffix=".png", force=True)
+        require_place(figure, suffix=".png", force=force)
         from mae_export.report.speed_figure import save_bench_figure  # a missing package is told before the work
     with ExitStack() as stack, console.steps() as progress:
         progress("opening", 0, 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mae_export.artefacts import NAMES, kind_of
-from mae_export.commands.arguments import FamilyName, Json, Settings
+from mae_export.commands.arguments import FamilyName, Force, Json, Settings
 from mae_export.errors import InputError, MachineError, VerificationError
 from mae_export.manifest import Manifest
 
@@ -52,6 +52,7 @@ def verify_command(
         float | None,
         typer.Option(min=1e-9, help="Largest error relative to max(1, max|reference|), instead of the precision's."),
     ] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Compare a graph with the checkpoint or graph it came from; exit code 5 when they disagree."""
@@ -63,6 +64,8 @@ def verify_command(
     from mae_export.runtime.thresholds import limits_of
 
     overrides = parse_overrides(settings or [])
+    if worst is not None:
+        worst_images.require_folder(worst, force=force)
     with console.phases() as tell, open_to_judge(candidate) as session:
         shown = verification_images(session.manifest.image, images)
         limits = limits_of(session.manifest.precision)

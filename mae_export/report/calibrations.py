@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,15 +83,15 @@ def findings(sensitivity: Sensitivity, plan: Plan | None) -> dict[str, Any]:
     return {"sensitivity": asdict(sensitivity), "plan": None if plan is None else asdict(plan)}
 
 
-def write_sensitivity(path: Path, sensitivity: Sensitivity, plan: Plan | None) -> None:
-    """Write the findings as JSON, and their picture under the same name ending in .png."""
+def write_sensitivity(
+    path: Path, sensitivity: Sensitivity, plan: Plan | None, *, draw: Callable[[Sensitivity, Path], None]
+) -> None:
+    """Write the findings as JSON, and their picture, which `draw` makes, under the same name ending in .png."""
     with staging(path) as folder:
         staged = folder / path.name
         staged.write_text(json.dumps(findings(sensitivity, plan), indent=1) + "\n", encoding="utf-8")
         put_in_place(staged, path)
-    from mae_export.report.sensitivity_figure import sensitivity_figure
-
-    sensitivity_figure(sensitivity, path.with_suffix(".png"))
+    draw(sensitivity, path.with_suffix(".png"))
 
 
 def show_sensitivity(path: Path, sensitivity: Sensitivity, plan: Plan | None) -> None:

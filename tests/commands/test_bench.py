@@ -39,6 +39,22 @@ def test_a_model_beside_pytorch_and_another_backend(run, model, tmp_path):
         assert image.width > 500
 
 
+def test_a_figure_is_not_replaced_unless_asked_to(run, model, monkeypatch, tmp_path):
+    figure = tmp_path / "speed.png"
+    figure.write_bytes(b"precious")
+
+    def measured(*arguments, **options):
+        raise AssertionError("it is refused before the work")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(timing, "bench", measured)
+        code, _, err = run("bench", model, *QUICK, "--figure", figure)
+    assert (code, "speed.png exists; add --force to replace it" in err) == (2, True)
+    assert figure.read_bytes() == b"precious"
+    assert run("bench", model, *QUICK, "--figure", figure, "--force")[0] == 0
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_table_says_what_was_chosen_and_why(run, model):
     code, text, _ = run("bench", model, "--rounds", "1", "--batch", "1", "--keep", "0.5")
     assert code == 0

@@ -100,6 +100,11 @@ def test_sensitivity_names_what_to_keep(run, model, pictures, tmp_path):
     assert plan["keep"]
     assert plan["fidelity"]["cosine"] >= (1 + everything) / 2
     assert run(*arguments)[0] == 2  # exists
+    out.unlink()
+    figure = out.with_suffix(".png").read_bytes()
+    code, _, error = run(*arguments)
+    assert (code, f"{out.with_suffix('.png')} exists; add --force" in error, out.exists()) == (2, True, False)
+    assert out.with_suffix(".png").read_bytes() == figure
     assert run(*arguments, "--force", "--budget", "cosine=2")[0] == 2
     assert run(*arguments, "--force", "--budget", "cosine=0.99999999999")[0] == 5
 

@@ -53,6 +53,10 @@ def test_verify_shows_ones_own_images_and_writes_the_worst(run, model, images, t
         path.name.rpartition("_")[0] for path in worst.iterdir()
     }
     assert {found["agreement"]["vectors"] for found in result["measured"] if found["output"] == "pooled"} == {5 + 3}
+    code, out, err = run("verify", model, model, "--worst", worst)
+    assert (code, out) == (2, "")
+    assert "worst is not empty; add --force" in err
+    assert run("verify", model, model, "--images", images, "--worst", worst, "--force")[0] == 0
     assert run("verify", model, model, "--images", tmp_path / "nothing")[0] == 3
     code, text, _ = run("verify", model, model, "--limit", "1e-9", "--json")
     assert {check["limit"] for check in json.loads(text)["checks"] if check["name"].endswith("values")} == {1e-9}

@@ -12,6 +12,7 @@ from mae_export.calibration.payoff import Payoff
 from mae_export.calibration.sensitivity import Fidelity, Loss, Part, Sensitivity
 from mae_export.calibration.table import Table, TensorRange
 from mae_export.report import calibrations
+from mae_export.report.sensitivity_figure import sensitivity_figure
 
 WIDE = TensorRange(low=-2.0, high=2.0, minimum=-1.0, maximum=2.0)
 CLIPPED = TensorRange(low=-2.0, high=2.0, minimum=-1.0, maximum=3.0)
@@ -169,7 +170,7 @@ def test_a_plan_that_keeps_nothing_says_so(capsys):
 
 @pytest.mark.parametrize("plan", [None, PLAN])
 def test_findings_are_written_with_their_picture(tmp_path, plan):
-    calibrations.write_sensitivity(tmp_path / "s.json", SENSITIVITY, plan)
+    calibrations.write_sensitivity(tmp_path / "s.json", SENSITIVITY, plan, draw=sensitivity_figure)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.json", "s.png"]
     written = json.loads((tmp_path / "s.json").read_text())
     assert written["sensitivity"]["losses"][1]["fidelity"] == {
