@@ -94,7 +94,8 @@ def test_images_that_calibration_used_are_named_as_such(images, tmp_path):
             list(held_out)
         assert str(caught.value) == (
             f"{found} of {9 + more} images can be used (8 were used for calibration, 1 empty); expected at least 8 "
-            "that calibration did not use: give other images, or calibrate with fewer (--samples) and keep the rest for this"
+            "that calibration did not use: give other images, or calibrate with fewer (--samples) and keep the rest "
+            "for this"
         )
         assert held_out.calibrated == 8
 
