@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -106,6 +107,10 @@ def doctor_command(as_json: Json = False) -> None:
     if as_json:
         console.show_json(asdict(diagnosis))
     else:
+        console.say("What runs a model here, with the name for --backend in brackets:")
+        for line in itertools.chain(*(ability.lines for ability in diagnosis.abilities)):
+            console.say(line)
+        console.say("")
         console.table(diagnosis.rows(), header=("what", "found", "advice"))
     if not diagnosis.runs_graphs:
         raise MachineError("no runtime can run graphs here; run: pip install 'mae-export[cpu]'")

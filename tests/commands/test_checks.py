@@ -66,5 +66,10 @@ def test_doctor(run):
     code, text, _ = run("doctor")
     assert code == 0
     assert "CPUExecutionProvider" in text
+    assert text.startswith(
+        "What runs a model here, with the name for --backend in brackets:\nyes  ONNX Runtime, CPU (cpu): "
+    )
     code, text, _ = run("doctor", "--json")
-    assert "CPUExecutionProvider" in json.loads(text)["providers"]
+    told = json.loads(text)
+    assert "CPUExecutionProvider" in told["providers"]
+    assert told["abilities"][0]["runs"] is True
