@@ -16,7 +16,8 @@ def prepare_command(
     graph: Annotated[Path | None, typer.Argument(help="The graph to prepare; it stays as it is.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Prepare again what is there already.")] = False,
     clear: Annotated[
-        bool, typer.Option("--clear", help="First remove what was prepared before, of all graphs.")
+        bool,
+        typer.Option("--clear", help="First remove what was prepared before, of all graphs, but what is being made."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -26,9 +27,11 @@ def prepare_command(
     from mae_export.report import console
     from mae_export.runtime import prepared
 
-    removed = prepared.clear() if clear else 0
-    told: dict[str, object] = {"removed": removed}
-    rows = [("removed", f"{removed} prepared before")] if clear else []
+    cleared = prepared.clear() if clear else prepared.Cleared()
+    told: dict[str, object] = {"removed": cleared.removed, "busy": cleared.busy}
+    rows = [("removed", f"{cleared.removed} prepared before")] if clear else []
+    if cleared.busy:
+        rows.append(("left", f"{cleared.busy} that other processes are making just now"))
     if graph is not None:
         from mae_export.calibration.lowered import write_lowered
         from mae_export.export.prepare import PrepareOptions, prepare

@@ -69,6 +69,8 @@ def prepare(
 ) -> Prepared:
     """Build what this machine runs best of a graph into its cache, unless it is there; two processes do it once.
 
+    Different graphs are prepared at the same time.
+
     Args:
         graph_path: written by mae-export.
         options: how.
@@ -94,7 +96,7 @@ def prepare(
     if library is None or (choice.kind == "lowered" and lower is None):
         return Prepared(kind="as it is", reason=choice.reason)
     fit = prepared.fit_here(sha256_files(*model_files(graph_path)), library)
-    with private_folder.locked():
+    with private_folder.locked(fit.key):
         known = None if options.force else prepared.known(fit)
         if known is not None:
             return Prepared(kind=choice.kind, reason=choice.reason, path=known)

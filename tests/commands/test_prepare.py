@@ -6,6 +6,7 @@ import pytest
 
 from mae_export.calibration.wanted import QuantizeOptions
 from mae_export.export import prepare as module
+from mae_export.runtime import private_folder
 from mae_export.runtime.doctor import Cpu
 
 
@@ -34,6 +35,10 @@ def test_prepare_says_what_runs_and_why(run, int8, cache):
     assert json.loads(text)["manifest"]["tools"].get("lowered") is None, "what is inspected is the graph itself"
     code, text, _ = run("prepare", "--clear")
     assert (code, text.split()) == (0, ["removed", "1", "prepared", "before"])
+    private_folder.location().joinpath(f".{'0' * 64}.a.tmp").mkdir()
+    with private_folder.locked("0" * 64):
+        code, text, _ = run("prepare", "--clear")
+        assert (code, "left" in text, "1 that other processes are making just now" in text) == (0, True, True)
     code, text, _ = run("prepare", int8, "--clear", "--json")
     assert (json.loads(text)["removed"], json.loads(text)["fresh"]) == (0, True)
 
