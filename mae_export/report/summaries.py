@@ -80,8 +80,8 @@ def show_bundle(path: Path, bundle: BundleManifest) -> None:
     """A bundle that was written."""
     console.say(f"{path}: {bundle.family}, mask mode {bundle.mask_mode}, features {', '.join(bundle.features)}")
     for model in bundle.models:
-        where = f"{', '.join(model.targets)} with {model.runtime} {model.version}" if model.targets else "any machine"
-        console.say(f"  {model.file}: {model.precision}, for {where}" + ("" if model.proven else ", UNPROVEN"))
+        form = f"{model.precision} lowered" if model.lowered else model.precision
+        console.say(f"  {model.file}: {form}, for {model.where}" + ("" if model.proven else ", UNPROVEN"))
     console.say(f"  {len(bundle.files)} files; to run it: python {path / 'app.py'} PICTURES")
 
 

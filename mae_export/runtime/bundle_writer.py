@@ -78,7 +78,8 @@ def write_bundle(models: Sequence[Path], out: Path, *, force: bool = False) -> B
     """Put models of one encoder into a folder from which `bundle_app.py` runs them.
 
     Args:
-        models: graphs and engines, at least one graph. Engines are preferred to graphs, and otherwise the earlier one.
+        models: graphs and engines, at least one graph, best one that runs anywhere (`BundleManifest.anywhere`). Engines
+            are preferred to graphs, and otherwise the earlier one.
         out: folder to write; it appears whole or not at all.
         force: replace a bundle that is there.
 
@@ -136,11 +137,12 @@ def _look_at(path: Path) -> _Found:
         manifest, digest = session.manifest, session.digest
     model = BundledModel(
         file=path.name,
-        runtime="onnxruntime",
+        runtime="openvino" if manifest.precision == "bf16" else "onnxruntime",
         version="",
         targets=(),
         precision=manifest.precision,
         proven=manifest.verification is not None,
+        lowered="lowered" in manifest.tools,
     )
     return _Found(path=path, weights=model_files(path), digest=digest, manifest=manifest, model=model)
 
@@ -236,8 +238,9 @@ def _readme(found: Sequence[_Found]) -> str:
         "|---|---|---|---|---|",
     ]
     for model in (one.model for one in found):
-        where = f"{', '.join(model.targets)} with {model.runtime} {model.version}" if model.targets else "any machine"
         proof = "yes" if model.proven else "no: only its golden check, on your machine"
         extra = f"`pip install 'mae-export[{model.extra}]=={__version__}'`"
-        lines.append(f"| {model.file} | {model.precision} | {where} | {extra} | {proof} |")
+        lines.append(f"| {model.file} | {model.precision} | {model.where} | {extra} | {proof} |")
+    if not any(one.model.anywhere for one in found):
+        lines += ["", "No graph in it runs everywhere; the float32 graph that they were made from would."]
     return "\n".join([*lines, "", USE.replace("VERSION", __version__)])

@@ -73,8 +73,8 @@ def choose(path: Path, backend: Backend = "auto") -> Choice:
     """Decide what runs a graph here.
 
     Left to itself it takes the CUDA provider where it and an NVIDIA GPU are present; else the CPU: OpenVINO for bf16
-    graphs, for which ONNX Runtime has no CPU kernels, and ONNX Runtime for all others. Providers that compile before
-    they run (`tensorrt`, `rtx`) are taken only when asked for.
+    graphs, for which ONNX Runtime has no CPU kernels, and ONNX Runtime for all others. Lowered graphs run on the CPU
+    alone. Providers that compile before they run (`tensorrt`, `rtx`) are taken only when asked for.
 
     Raises:
         UsageError: when there is no such backend.
@@ -84,6 +84,8 @@ def choose(path: Path, backend: Backend = "auto") -> Choice:
     manifest = read_manifest(path)
     reason = "it was asked for"
     if backend == "auto":
+        if manifest is not None and "lowered" in manifest.tools:
+            return Choice(backend="cpu", reason="the graph is lowered for its kernels")
         backend, reason = _best("fp32" if manifest is None else manifest.precision)
     return Choice(backend=backend, reason=reason, options={} if manifest is None else _options(backend, path, manifest))
 
