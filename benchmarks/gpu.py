@@ -86,7 +86,7 @@ def measure(size: str, plan: BenchPlan, folder: Path, *, int8: bool) -> tuple[tu
             session = stack.enter_context(open_session(path, backend="cuda"))
             makers[f"ONNX Runtime {name}"] = partial(partial, session.run)
         with console.steps() as progress:
-            cases = bench(manifest, makers, plan=plan, gemm=gemm_on_gpu("fp16"), progress=progress)
+            cases = bench(manifest, makers, plan=plan, gemms=[gemm_on_gpu("fp16")], progress=progress)
     return cases, optimized(half, PROVIDERS["cuda"])
 
 

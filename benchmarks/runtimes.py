@@ -24,7 +24,7 @@ from mae_export.graph import read_manifest
 from mae_export.report import console, speed
 from mae_export.runtime.bench import BenchPlan, Case, Maker, bench
 from mae_export.runtime.clocks import cpu_mhz
-from mae_export.runtime.gemm import gemm_on_cpu
+from mae_export.runtime.gemm import gemms_on_cpu
 from mae_export.runtime.providers import Backend
 from mae_export.runtime.session import open_session
 
@@ -81,8 +81,8 @@ def main() -> None:
         makers, described = contenders(graph, stack, compiled=not options.no_compile)
         before = cpu_mhz()
         with console.steps() as progress:
-            gemm = gemm_on_cpu(others=[gemm_of_torch()])
-            cases = bench(read_manifest(graph), makers, plan=plan, gemm=gemm, progress=progress)
+            gemms = [*gemms_on_cpu(), gemm_of_torch()]
+            cases = bench(read_manifest(graph), makers, plan=plan, gemms=gemms, progress=progress)
     result = {
         "size": options.size,
         "cpu_mhz": [before, cpu_mhz()],

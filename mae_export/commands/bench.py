@@ -63,7 +63,7 @@ def bench_command(
             )
         makers, described = _contenders(stack, model, session, against=against, threads=threads)
         before = cpu_mhz(), gpu_mhz()
-        cases = bench(session.manifest, makers, plan=plan, gemm=_gemm(session, against, threads), progress=progress)
+        cases = bench(session.manifest, makers, plan=plan, gemms=_gemms(session, against, threads), progress=progress)
         found = doctor()
         report = BenchReport(
             model=session.name,
@@ -117,23 +117,23 @@ def _rival(session: FeatureSession, name: str, threads: int) -> tuple[Maker, str
     return maker, f"PyTorch {torch.__version__}, {rival}, {device}"
 
 
-def _gemm(session: FeatureSession, against: str, threads: int) -> Contender | None:
-    """The matrix product of the device that the model runs on; None on a GPU without PyTorch to ask for one."""
-    from mae_export.runtime.gemm import gemm_on_cpu
+def _gemms(session: FeatureSession, against: str, threads: int) -> list[Contender]:
+    """Matrix products on the device that the model runs on; none on a GPU without PyTorch to ask for one."""
+    from mae_export.runtime.gemm import gemms_on_cpu
 
     if session.choice.backend in ON_CPU:
-        others = []
+        gemms = gemms_on_cpu(threads=threads)
         if set(_names(against)) & set(get_args(Rival)):  # PyTorch is imported for a product only where it runs anyway
             from mae_export.export.rivals import gemm_of_torch
 
-            others.append(gemm_of_torch())
-        return gemm_on_cpu(threads=threads, others=others)
+            gemms.append(gemm_of_torch())
+        return gemms
     try:
         from mae_export.export.rivals import gemm_on_gpu
 
-        return gemm_on_gpu(session.manifest.precision)
+        return [gemm_on_gpu(session.manifest.precision)]
     except (ModuleNotFoundError, MachineError):
-        return None
+        return []
 
 
 def _names(against: str) -> list[str]:

@@ -45,4 +45,5 @@ def prepare_command(
     if as_json:
         console.show_json(told)
     else:
-        console.table(rows)
+        for name, value in rows:  # no table: it would fold a long path, which is there to be copied
+            console.say(f"{name:<9}  {value}")

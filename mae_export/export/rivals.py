@@ -113,7 +113,7 @@ def gemm_on_gpu(precision: str, size: int = GPU_GEMM_SIZE) -> Contender:
 
 
 def gemm_of_torch(size: int = SIZE) -> Contender:
-    """PyTorch's product of two float32 matrices on the CPU, for `mae_export.runtime.gemm.gemm_on_cpu` to consider."""
+    """PyTorch's product of two float32 matrices on the CPU, beside those of `mae_export.runtime.gemm`."""
     return _gemm("cpu", torch.float32, size)
 
 

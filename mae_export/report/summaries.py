@@ -169,6 +169,9 @@ def _lines(value: dict[str, Any], indent: str) -> Iterator[str]:
             yield f"{indent}{key}:"
             for part in item:
                 yield from _lines(part, indent + "  ")
+        elif isinstance(item, (list, tuple)) and any(", " in str(part) for part in item):  # sentences
+            yield f"{indent}{key}:"
+            yield from (f"{indent}  {part}" for part in item)
         elif isinstance(item, (list, tuple)):
             yield f"{indent}{key}: {', '.join(map(str, item)) or '-'}"
         else:

@@ -1,12 +1,12 @@
 """How fast models run on this machine, side by side, so that a slow moment of the machine hits all of them.
 
 Contenders take turns, one run each per round, in an order that rotates; a comparison is the median of the rounds'
-ratios, never a ratio of two runs at different times. A matrix product (see `gemm.py`) takes turns with them: speed in
-GFLOP/s means little without the speed at which this machine, in these minutes, multiplies matrices. Of the product the
-quickest run of all cases counts, of contenders the median: a disturbed product says nothing of what the machine can do,
-and no share of that shall exceed 1 because the product was disturbed more than the model. Before the rounds each
-contender runs until it has settled, and what that took is told. A pause before each run lets the threads of the one
-before stop spinning.
+ratios, never a ratio of two runs at different times. Matrix products of the libraries that are here (see `gemm.py`)
+take turns with them: speed in GFLOP/s means little without the speed at which this machine, in these minutes,
+multiplies matrices. Of the products the quickest run of all cases counts, of contenders the median: a disturbed product
+says nothing of what the machine can do, and no share of that shall exceed 1 because the product was disturbed more than
+the model. Before the rounds each contender runs until it has settled, and what that took is told. A pause before each
+run lets the threads of the one before stop spinning.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Case:
         batch: images per run.
         kept: visible patches of each.
         patches: of a full image.
-        gemm: type and library of the matrix product; "" where there is none.
+        gemm: type and library of the quickest matrix product; "" where there is none.
         gemm_gflops: its speed in its quickest run of all cases; None where there is none.
         timings: of the contenders, in their order.
     """
@@ -162,7 +162,7 @@ def bench(
     makers: Mapping[str, Maker],
     *,
     plan: BenchPlan,
-    gemm: Contender | None,
+    gemms: Sequence[Contender],
     progress: Callable[[str, int, int], object] | None = None,
 ) -> tuple[Case, ...]:
     """Measure contenders on the same feeds, for every batch size and share of visible patches.
@@ -171,7 +171,7 @@ def bench(
         manifest: of the graphs, which differ in precision and runtime only.
         makers: by name; each prepares a run on feeds.
         plan: what to measure; shares other than 1 are left out for graphs without mask.
-        gemm: the matrix product to compare with; None where there is none to be had.
+        gemms: matrix products, of which the quickest is what to compare with; empty where there is none to be had.
         progress: told the case, rounds done, and rounds in all.
     """
     raced: list[tuple[int, int, dict[str, Contender], list[Laps]]] = []
@@ -185,15 +185,15 @@ def bench(
             contenders = {name: Contender(run=make(feeds), flops=flops) for name, make in makers.items()}
             title = f"batch {batch}, {kept} patches"
             told = None if progress is None else lambda done, total, title=title: progress(title, done, total)
-            laps = race([*contenders.values(), *([gemm] if gemm else [])], rounds=plan.rounds, progress=told)
+            laps = race([*contenders.values(), *gemms], rounds=plan.rounds, progress=told)
             raced.append((batch, kept, contenders, laps))
-    peak = (gemm.flops or 0.0) / min(laps[-1].quickest for *_, laps in raced) / 1e9 if gemm else None
+    peak, library = _peak(gemms, [laps[len(makers) :] for *_, laps in raced])
     return tuple(
         Case(
             batch=batch,
             kept=kept,
             patches=manifest.patches.count,
-            gemm=gemm.what if gemm else "",
+            gemm=library,
             gemm_gflops=peak,
             timings=_timings(contenders, laps, peak, batch),
         )
@@ -266,6 +266,15 @@ def _warm_up(run: Run) -> tuple[list[float], bool]:
             if abs(after - before) <= SETTLED * before:
                 return seconds, True
     return seconds, False
+
+
+def _peak(gemms: Sequence[Contender], laps: Sequence[Sequence[Laps]]) -> tuple[float | None, str]:
+    """Speed of the quickest run of any product in any case, in GFLOP/s, and whose it was."""
+    speeds = {
+        (gemm.flops or 0.0) / min(of_case[place].quickest for of_case in laps) / 1e9: gemm.what
+        for place, gemm in enumerate(gemms)
+    }
+    return (max(speeds), speeds[max(speeds)]) if speeds else (None, "")
 
 
 def _timings(

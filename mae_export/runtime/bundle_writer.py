@@ -124,9 +124,12 @@ def _require_place(out: Path, force: bool) -> None:
         raise UsageError(f"{out.parent} is no folder; create it, or write {out.name} somewhere else")
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; give a folder for the bundle")
-    if out.is_dir() and any(out.iterdir()) and not (force and is_bundle(out)):
-        what = "no bundle, and --force replaces nothing else" if force else "not empty; add --force to replace a bundle"
-        raise UsageError(f"{out} is {what}; choose another folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not is_bundle(out):
+        raise UsageError(f"{out} is not empty and no bundle, which is all that --force replaces; choose another folder")
+    if not force:
+        raise UsageError(f"{out} holds a bundle; add --force to replace it, or choose another folder")
 
 
 def _look_at(path: Path) -> _Found:

@@ -2,21 +2,20 @@
 
 A graph may run with better kernels than numpy has: which library is quickest depends on the processor, and an
 environment can slow one down alone (`OPENBLAS_CORETYPE` does it to numpy). So each library that is here multiplies the
-same two matrices, and the one with the quickest run stays for the rounds. The right matrix is a constant, as the
+same two matrices in every round of a bench, and the quickest run is the peak. The right matrix is a constant, as the
 weights of a graph are: runtimes rearrange such a matrix once, before anything is timed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
-from mae_export.runtime.bench import Contender, race
+from mae_export.runtime.bench import Contender
 
 SIZE = 1536  # large enough for a library's full speed, small enough for the caches of every machine
-HEAT = 5  # laps of each library, after it has warmed up
 VARINT, BYTES = 0, 2  # wire types of protobuf
 FLOAT, IR_VERSION, OPSET = 1, 8, 13  # as ONNX numbers them; every ONNX Runtime and OpenVINO that we take reads these
 
@@ -24,30 +23,20 @@ Matrix = npt.NDArray[np.float32]
 Maker = Callable[[Matrix, Matrix, int], Contender]
 
 
-def gemm_on_cpu(*, threads: int = 0, others: Sequence[Contender] = (), size: int = SIZE) -> Contender:
-    """The product of two float32 matrices with the quickest library that is installed.
+def gemms_on_cpu(*, threads: int = 0, size: int = SIZE) -> list[Contender]:
+    """The product of two float32 matrices with each library that is installed.
 
-    numpy takes part when the number of threads is free, because it cannot be told one.
+    numpy takes part when the number of threads is free, because it cannot be told one, or when nothing else is here.
 
     Args:
         threads: of the CPU; 0 lets each library choose.
-        others: products that take part as well, such as PyTorch's where it runs anyway.
         size: rows and columns of both matrices.
     """
     draws = np.random.default_rng(0)
     left, right = (draws.standard_normal((size, size), dtype=np.float32) for _ in range(2))
     makers = (_onnxruntime, _openvino) if threads else (_onnxruntime, _openvino, _numpy)
     made = (_made(make, left, right, threads) for make in makers)
-    return quickest([*others, *(product for product in made if product)] or [_numpy(left, right, threads)])
-
-
-def quickest(products: Sequence[Contender]) -> Contender:
-    """The product with the quickest run; they take turns, so that a slow moment hits all."""
-    if len(products) == 1:
-        return products[0]
-    laps = race(products, rounds=HEAT)
-    speeds = [(product.flops or 0.0) / own.quickest for product, own in zip(products, laps, strict=True)]
-    return products[speeds.index(max(speeds))]
+    return [product for product in made if product] or [_numpy(left, right, threads)]
 
 
 def matmul_model(right: Matrix) -> bytes:

@@ -7,8 +7,6 @@ import pytest
 from PIL import Image
 
 from mae_export.runtime import bench as timing
-from mae_export.runtime import gemm
-from mae_export.runtime.bench import Contender
 
 QUICK = ("--rounds", "2", "--batch", "1,2", "--keep", "1,0.25", "--threads", "1")
 
@@ -64,19 +62,22 @@ def test_the_table_says_what_was_chosen_and_why(run, model):
 
 
 @pytest.mark.parametrize(
-    ("against", "considered"), [("", []), ("openvino", []), ("torch", ["torch"]), ("openvino, torch-bf16", ["torch"])]
+    ("against", "considered"),
+    [("", []), ("openvino", []), ("torch", ["PyTorch"]), ("openvino, torch-bf16", ["PyTorch"])],
 )
 def test_pytorch_multiplies_only_where_it_runs_anyway(run, model, monkeypatch, against, considered):
     pytest.importorskip("openvino")
-    asked = []
+    real, asked = timing.bench, []
 
-    def product(*, threads, others):
-        asked.append((threads, ["torch" for other in others if "PyTorch" in other.what]))
-        return Contender(run=lambda: None, flops=1.0, what="nothing")
+    def measured(*arguments, gemms, **options):
+        asked.append([product.what for product in gemms])
+        return real(*arguments, gemms=gemms, **options)
 
-    monkeypatch.setattr(gemm, "gemm_on_cpu", product)
+    monkeypatch.setattr(timing, "bench", measured)
     assert run("bench", model, "--against", against, *QUICK)[0] == 0
-    assert asked == [(1, considered)]
+    ((first, second, *others),) = asked
+    assert [first.split()[2], second.split()[2]] == ["ONNX", "OpenVINO"]
+    assert [other.split()[2] for other in others] == considered
 
 
 @pytest.mark.parametrize(

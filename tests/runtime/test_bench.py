@@ -61,7 +61,7 @@ def test_numbers_of_a_case(clock, make_manifest):
         "fast": lambda feeds: clock.run("fast", *[0.1] * 6, *[0.1, 0.125, 0.2] * 7),
     }
     gemm = Contender(run=clock.run("gemm", 0.25), flops=1e9, what="float32 with numpy")
-    (case,) = bench(manifest, makers, plan=BenchPlan(batches=(4,), shares=(0.25,), rounds=21), gemm=gemm)
+    (case,) = bench(manifest, makers, plan=BenchPlan(batches=(4,), shares=(0.25,), rounds=21), gemms=[gemm])
     slow, fast = case.timings
     assert (case.batch, case.kept, case.patches, case.title) == (4, 4, 16, "batch 4, 4 of 16 patches")
     assert (case.gemm, case.gemm_gflops) == ("float32 with numpy", pytest.approx(4.0))
@@ -78,10 +78,10 @@ def test_operations_become_a_share_of_the_matrix_product(clock, make_manifest, m
     monkeypatch.setattr(module, "flops_per_image", lambda manifest, kept: kept * 1e8)
     gemm = Contender(run=clock.run("gemm", 0.25), flops=1e9)
     makers = {"a": lambda feeds: clock.run("a", 0.5)}
-    (case,) = bench(make_manifest("keep"), makers, plan=BenchPlan(batches=(2,), shares=(0.25,)), gemm=gemm)
+    (case,) = bench(make_manifest("keep"), makers, plan=BenchPlan(batches=(2,), shares=(0.25,)), gemms=[gemm])
     assert case.timings[0].gflops == pytest.approx(2 * 4 * 0.1 / 0.5)
     assert case.timings[0].share_of_gemm == pytest.approx(1.6 / 4)
-    (case,) = bench(make_manifest("keep"), makers, plan=BenchPlan(batches=(2,), shares=(0.25,)), gemm=None)
+    (case,) = bench(make_manifest("keep"), makers, plan=BenchPlan(batches=(2,), shares=(0.25,)), gemms=())
     assert (case.gemm, case.gemm_gflops, case.timings[0].share_of_gemm) == ("", None, None)
 
 
@@ -92,24 +92,42 @@ def test_the_peak_is_the_quickest_product_and_no_disturbed_one_makes_a_share_exc
     disturbed = Contender(run=clock.run("gemm", 0.3, 0.2, *[0.5] * 30), flops=1e9)  # quickest while it warms up
     makers = {"as fast as can be": lambda feeds: clock.run("a", 0.2)}
     plan = BenchPlan(batches=(1,), shares=(1.0,), rounds=9)
-    (case,) = bench(make_manifest("keep"), makers, plan=plan, gemm=disturbed)
+    (case,) = bench(make_manifest("keep"), makers, plan=plan, gemms=[disturbed])
     assert case.gemm_gflops == pytest.approx(5.0)
     assert case.timings[0].share_of_gemm == pytest.approx(1.0)
     slower_later = Contender(run=clock.run("gemm", *[0.2] * 15, 0.5), flops=1e9)
     first, second = bench(
-        make_manifest("keep"), makers, plan=dataclasses.replace(plan, batches=(1, 2)), gemm=slower_later
+        make_manifest("keep"), makers, plan=dataclasses.replace(plan, batches=(1, 2)), gemms=[slower_later]
     )
     assert first.gemm_gflops == second.gemm_gflops == pytest.approx(5.0)
+
+
+def test_the_quickest_of_several_products_is_the_peak_and_named(clock, make_manifest):
+    products = [
+        Contender(run=clock.run(name, *seconds), flops=flops, what=f"float32 with {name}")
+        for name, seconds, flops in (
+            ("slow", (0.5,), 1e9),
+            ("large", (0.4,), 2e9),
+            ("restless", (*[1.0] * 20, 0.1, 1.0), 1e9),
+        )
+    ]
+    makers = {"a": lambda feeds: clock.run("a", 1.0)}
+    plan = BenchPlan(batches=(1, 2), shares=(1.0,), rounds=8)
+    for gemms, peak, library in ((products[:2], 5.0, "large"), (products, 10.0, "restless")):
+        cases = bench(make_manifest("keep"), makers, plan=plan, gemms=gemms)
+        assert [(case.gemm, case.gemm_gflops) for case in cases] == [
+            (f"float32 with {library}", pytest.approx(peak))
+        ] * 2
 
 
 def test_every_batch_and_share_is_a_case_and_graphs_without_mask_have_one_share(clock, make_manifest):
     told = []
     makers = {"a": lambda feeds: clock.run("a", 1.0)}
     plan = BenchPlan(batches=(1, 3), shares=(1.0, 0.5), rounds=2)
-    cases = bench(make_manifest("keep"), makers, plan=plan, gemm=None, progress=lambda *step: told.append(step))
+    cases = bench(make_manifest("keep"), makers, plan=plan, gemms=(), progress=lambda *step: told.append(step))
     assert [(case.batch, case.kept) for case in cases] == [(1, 16), (1, 8), (3, 16), (3, 8)]
     assert told[:2] == [("batch 1, 16 patches", 1, 2), ("batch 1, 16 patches", 2, 2)]
-    cases = bench(make_manifest("none"), makers, plan=plan, gemm=None)
+    cases = bench(make_manifest("none"), makers, plan=plan, gemms=())
     assert [(case.batch, case.kept) for case in cases] == [(1, 16), (3, 16)]
 
 

@@ -249,14 +249,13 @@ def test_what_is_there_is_kept_unless_it_is_a_bundle(tmp_path, graph, engine):
     out.unlink()
     out.mkdir()
     (out / "thesis.txt").write_text("precious")
-    with pytest.raises(UsageError, match="not empty; add --force"):
-        write_bundle([graph], out)
-    with pytest.raises(UsageError, match="is no bundle, and --force replaces nothing else"):
-        write_bundle([graph], out, force=True)
+    for force in (False, True):
+        with pytest.raises(UsageError, match="out is not empty and no bundle, which is all that --force replaces"):
+            write_bundle([graph], out, force=force)
     assert (out / "thesis.txt").read_text() == "precious"
     (out / "thesis.txt").unlink()
     write_bundle([graph, engine], out)
-    with pytest.raises(UsageError, match="not empty; add --force"):
+    with pytest.raises(UsageError, match="out holds a bundle; add --force to replace it, or choose another folder"):
         write_bundle([graph], out)
     written = write_bundle([graph], out, force=True)
     assert not (out / "vit.engine").exists()
