@@ -14,7 +14,7 @@ def bench_rows(case: Case) -> list[tuple[str, ...]]:
         (
             timing.name,
             f"{timing.images_per_second:,.1f}",
-            *(f"{value:,.2f}" for value in (timing.p50_ms, timing.p95_ms, timing.p99_ms)),
+            *(_ms(value) for value in (timing.p50_ms, timing.p95_ms, timing.p99_ms)),
             "" if timing.gflops is None else f"{timing.gflops:,.0f}",
             "" if timing.share_of_gemm is None else f"{timing.share_of_gemm:.0%}",
             f"{timing.over_first:.2f}x",
@@ -22,6 +22,11 @@ def bench_rows(case: Case) -> list[tuple[str, ...]]:
         )
         for timing in case.timings
     ]
+
+
+def _ms(value: float) -> str:
+    """Milliseconds with about four digits: a hundredth of 1,600 is noise, and would break the table's lines."""
+    return f"{value:,.{2 if value < 100 else 1 if value < 1000 else 0}f}"
 
 
 def show_bench(report: BenchReport) -> None:

@@ -33,9 +33,26 @@ REPORT = BenchReport(
 
 def test_rows_leave_out_what_is_not_known_and_say_when_a_contender_never_settled():
     first, second = bench_rows(CASE)
-    assert first == ("cpu", "1,234.6", "6.25", "7.00", "1,008.12", "213", "85%", "1.00x", "6 runs")
+    assert first == ("cpu", "1,234.6", "6.25", "7.00", "1,008", "213", "85%", "1.00x", "6 runs")
     assert second[5:] == ("", "", "0.50x", "6 runs, restless")
     assert len(HEADER) == len(first)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.123, "0.12"), (99.99, "99.99"), (100.04, "100.0"), (999.94, "999.9"), (21167.2, "21,167")]
+)
+def test_times_have_about_four_digits(value, text):
+    assert bench_rows(dataclasses.replace(CASE, timings=(timing(p50_ms=value),)))[0][2] == text
+
+
+def test_a_table_of_slow_models_fits_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(console.OUT, "_width", 80)
+    slow = timing("openvino", p50_ms=1602.77, p95_ms=2113.47, p99_ms=12216.0, images_per_second=5.07, gflops=1175.0)
+    show_bench(dataclasses.replace(REPORT, cases=(dataclasses.replace(CASE, timings=(slow,)),)))
+    assert capsys.readouterr().out.splitlines()[-1].split() == [
+        *("openvino", "5.1", "1,603", "2,113", "12,216"),
+        *("1,175", "85%", "1.00x", "6", "runs"),
+    ]
 
 
 def test_without_a_matrix_product_there_is_no_peak():
