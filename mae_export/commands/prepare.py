@@ -27,6 +27,10 @@ def prepare_command(
     from mae_export.report import console
     from mae_export.runtime import prepared
 
+    if graph is not None and clear:  # a wrong name shall not cost what was prepared
+        from mae_export.graph import read_manifest
+
+        read_manifest(graph)
     cleared = prepared.clear() if clear else prepared.Cleared()
     told: dict[str, object] = {"removed": cleared.removed, "busy": cleared.busy}
     rows = [("removed", f"{cleared.removed} prepared before")] if clear else []

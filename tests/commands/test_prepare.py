@@ -50,6 +50,18 @@ def test_nothing_is_written_where_nothing_helps(run, model, cache):
     assert not cache.exists()
 
 
+def test_a_wrong_name_clears_nothing(run, int8, tmp_path):
+    assert run("prepare", int8)[0] == 0
+    (tmp_path / "vit.pth").write_bytes(b"")
+    for name, said in (
+        ("nothing.onnx", "cannot be read as an ONNX model"),
+        ("vit.pth", "is a checkpoint, not a graph"),
+    ):
+        code, _, error = run("prepare", tmp_path / name, "--clear")
+        assert (code, said in error) == (3, True)
+    assert json.loads(run("prepare", "--clear", "--json")[1])["removed"] == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [([], 2, "name a graph, or add --clear"), (["nothing.onnx"], 3, "nothing.onnx cannot be read as an ONNX model")],
