@@ -53,7 +53,7 @@ test: $(READY)
 PYTHON310 ?= python3.10
 VENV310 := .venv-py310
 DEPLOYED := tests/runtime tests/examples/test_jetson_camera.py \
-    tests/test_errors.py tests/test_files.py tests/test_manifest.py tests/test_spec.py
+    tests/test_artefacts.py tests/test_errors.py tests/test_files.py tests/test_manifest.py tests/test_spec.py
 
 $(VENV310)/.ready: pyproject.toml constraints-py310.txt
 	@$(PYTHON310) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' || { \

@@ -86,7 +86,7 @@ def measure(size: str, plan: BenchPlan, folder: Path, *, int8: bool) -> tuple[tu
             session = stack.enter_context(open_session(path, backend="cuda"))
             makers[f"ONNX Runtime {name}"] = partial(partial, session.run)
         with console.steps() as progress:
-            cases = bench(manifest, makers, plan=plan, gemm=gemm_on_gpu("fp16"), progress=progress)
+            cases = bench(manifest, makers, plan=plan, gemms=[gemm_on_gpu("fp16")], progress=progress)
     return cases, optimized(half, PROVIDERS["cuda"])
 
 
@@ -116,8 +116,9 @@ def main() -> None:
             "cases": [asdict(case) for case in cases],
         }
         console.say(f"ViT-{size}: {attention(counts)}")
+        console.say(speed.peak_line(cases[0]))
         for case in cases:
-            console.say(f"{case.title}; matrix products reach {case.gemm_gflops:,.0f} GFLOP/s")
+            console.say(case.title)
             console.table(speed.bench_rows(case), header=speed.HEADER)
     console.say(f"written to {write_result('gpu', result, options.results)}")
 

@@ -19,11 +19,12 @@ from typing import Any
 from benchmarks.hardware import RESULTS, write_result
 from benchmarks.models import write_graph, write_half, write_int8
 from mae_export.export.options import Rival
-from mae_export.export.rivals import rival_maker
+from mae_export.export.rivals import gemm_of_torch, rival_maker
 from mae_export.graph import read_manifest
 from mae_export.report import console, speed
-from mae_export.runtime.bench import BenchPlan, Case, Maker, bench, gemm_on_cpu
+from mae_export.runtime.bench import BenchPlan, Case, Maker, bench
 from mae_export.runtime.clocks import cpu_mhz
+from mae_export.runtime.gemm import gemms_on_cpu
 from mae_export.runtime.providers import Backend
 from mae_export.runtime.session import open_session
 
@@ -80,15 +81,17 @@ def main() -> None:
         makers, described = contenders(graph, stack, compiled=not options.no_compile)
         before = cpu_mhz()
         with console.steps() as progress:
-            cases = bench(read_manifest(graph), makers, plan=plan, gemm=gemm_on_cpu(), progress=progress)
+            gemms = [*gemms_on_cpu(), gemm_of_torch()]
+            cases = bench(read_manifest(graph), makers, plan=plan, gemms=gemms, progress=progress)
     result = {
         "size": options.size,
         "cpu_mhz": [before, cpu_mhz()],
         "sessions": described,
         "cases": [{**asdict(case), "aims": aims(case)} for case in cases],
     }
+    console.say(speed.peak_line(cases[0]))
     for case in cases:
-        console.say(f"{case.title}; matrix products reach {case.gemm_gflops:,.0f} GFLOP/s")
+        console.say(case.title)
         console.table(speed.bench_rows(case), header=speed.HEADER)
         for aim in aims(case):
             console.say(f"{aim['faster']} over {aim['slower']}: {aim['reached']:.2f}x, aim {aim['aim']}x")

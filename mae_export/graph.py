@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from mae_export.artefacts import require_graph
 from mae_export.errors import GraphError
 from mae_export.files import DATA_SUFFIX, put_in_place
 from mae_export.manifest import METADATA_KEY, Manifest
@@ -57,8 +58,9 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises:
         GraphError: when the file is no ONNX model, or carries no manifest.
-        InputError: when the manifest is damaged or from another version.
+        InputError: when it is a checkpoint or another artefact; or the manifest is damaged or from another version.
     """
+    require_graph(path)
     for entry in _load(path).metadata_props:
         if entry.key == METADATA_KEY:
             return Manifest.from_json(entry.value)

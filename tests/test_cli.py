@@ -1,6 +1,7 @@
 """The command line as its users meet it: output, exit codes, and no traceback for anything they can do wrong."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from mae_export import __version__, cli
+from mae_export.calibration.table import Table, TensorRange
 
 HEADS = ("--set", "heads=4", "--set", "decoder_heads=4")
 
@@ -49,6 +51,55 @@ def test_wrong_calls(run, tmp_path, monkeypatch, arguments, code, text):
     found, _, err = run(*arguments)
     assert (found, text in " ".join(err.split())) == (code, True), err
     assert not list(tmp_path.iterdir())
+
+
+GRAPH_EXPECTED = [
+    ("convert", "GIVEN", "-o", "out.onnx", "--precision", "fp16"),
+    ("calibrate", "GIVEN", "photos", "-o", "out.calib.json"),
+    ("quantize", "GIVEN", "vit.calib.json", "-o", "out.onnx", "--precision", "int8"),
+    ("quantize", "GIVEN", "vit.calib.json", "-o", "out.onnx", "--precision", "int8", "--budget", "cosine=0.9",
+     "--images", "photos"),
+    ("sensitivity", "GIVEN", "vit.calib.json", "photos", "-o", "out.json"),
+    ("build", "GIVEN", "-o", "out.engine", "--target", "sm89"),
+    ("prepare", "GIVEN"),
+    ("verify", "GIVEN", "checkpoint.pth"),
+    ("bundle", "GIVEN", "-o", "out"),
+    ("bench", "GIVEN"),
+    ("extract", "GIVEN", "photos", "-o", "out"),
+]  # fmt: skip
+ENGINES_ALLOWED = ("verify", "bundle", "bench", "extract")
+
+
+@pytest.mark.parametrize("arguments", GRAPH_EXPECTED, ids=" ".join)
+def test_what_is_given_in_the_place_of_a_graph_is_named(run, tmp_path, monkeypatch, fixture_dir, arguments):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(fixture_dir / "mae/checkpoint.pth", "checkpoint.pth")
+    folder = Path("hugging-face")
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    entry = TensorRange(low=-1.0, high=1.0, minimum=-1.0, maximum=1.0)
+    table = Table(
+        **{"graph": "ab", "graph_name": "vit.onnx", "method": "mse", "percentile": 99.0, "seed": 0, "visible": "all"},
+        **{"samples": 1, "images": ("cd",), "ranges": {"a": entry}, "tools": {}},
+    )
+    Path("vit.calib.json").write_text(table.to_json())
+    Path("vit.engine").write_bytes(b"ftrt")
+    Path("photos").mkdir()
+    before = sorted(Path().rglob("*"))
+    first = "is a checkpoint, not a graph; run first: mae-export export"
+    expected = {
+        "checkpoint.pth": f"{first} checkpoint.pth -o checkpoint.onnx",
+        "hugging-face": f"{first} hugging-face -o hugging-face.onnx",
+        "vit.calib.json": "is a calibration table, not a graph; give vit.onnx, which it was observed on",
+        "vit.engine": "is an engine, not a graph; give the .onnx file that it was built from",
+    }
+    for given, said in expected.items():
+        if given == "vit.engine" and arguments[0] in ENGINES_ALLOWED:
+            continue
+        code, out, err = run(*(given if one == "GIVEN" else one for one in arguments))
+        assert (code, out) == (3, "")
+        assert err.startswith(f"error: {given} {said}"), err
+    assert sorted(Path().rglob("*")) == before
 
 
 class Evil:

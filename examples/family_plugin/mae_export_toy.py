@@ -17,9 +17,10 @@ import torch
 
 from mae_export.encoders.families import Facts, Family, Layout, Variant
 from mae_export.encoders.families.sizing import image_of, vit_spec
-from mae_export.spec import EncoderSpec
+from mae_export.spec import EncoderSpec, ImageSpec
 
-HALF = (0.5, 0.5, 0.5)
+# How the authors prepare images, which no tensor says: a short side of 36 pixels, the middle 32, values in -1..1.
+IMAGE = ImageSpec(size=(32, 32), crop_fraction=224 / 256, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 LAYOUT = Layout(
     name="toy",
     required=("where", r"cut\.weight", r"trunk\.0\.norm1\.weight", r"last\.weight"),
@@ -34,9 +35,9 @@ LAYOUT = Layout(
 
 
 def spec(facts: Facts) -> tuple[EncoderSpec, tuple[str, ...]]:
-    """Shapes say the sizes; the mean and std of training are what no tensor says."""
+    """Shapes say the sizes; mean and std come from `IMAGE`, unless the user states others with `--set`."""
     base, notes = vit_spec(facts, "toy", prefix_rows=0)
-    return replace(base, image=image_of(facts, base.image.size, mean=HALF, std=HALF)), notes
+    return replace(base, image=image_of(facts, base.image.size, mean=IMAGE.mean, std=IMAGE.std)), notes
 
 
 def outputs(spec: EncoderSpec) -> dict[str, str]:
@@ -56,6 +57,7 @@ FAMILY = Family(
     spec=spec,
     outputs=outputs,
     feature="mean_patch",
+    image=IMAGE,  # what `mae-export families` lists; without it, MAE's mean, std and 224 pixels
     variants=(Variant(name="toy/8", dim=32, depth=2, heads=4, patch=8, image=32, parameters=32_160),),
     checked="nothing: its weights are random",
 )

@@ -50,12 +50,13 @@ class Pictures:
         samples: how many to use, if there are as many.
         seed: of the draw.
         threads: that decode; 0 chooses.
-        without: digests of image files that must not be used.
+        without: digests of the image files that calibration used, of which none must judge what it led to.
 
     Attributes:
         listed: number of images given.
         failures: of those looked at, how many could not be decoded, by reason.
         repeated: of those looked at, how many showed what another one shows.
+        calibrated: of those looked at, how many are in `without`.
         used: SHA-256 of the files used, in order; known after the first pass.
     """
 
@@ -67,6 +68,7 @@ class Pictures:
     without: frozenset[str] = frozenset()
     failures: Counter[str] = field(default_factory=Counter)
     repeated: int = 0
+    calibrated: int = 0
     used: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -103,6 +105,7 @@ class Pictures:
                     self.repeated += 1
                     continue
                 if digest in self.without:
+                    self.calibrated += 1
                     continue
                 shown.add(shows)
                 used.append((index, item))
@@ -128,12 +131,15 @@ class Pictures:
                 f"all {self.listed} images show the same pixels; expected different ones, such as those that the model "
                 "will be used on"
             )
-        failures = "".join(f", {count} {reason}" for reason, count in sorted(self.failures.items()))
-        held = f", {len(self.without)} reserved" if self.without else ""
-        raise InputError(
-            f"{found} of {self.listed} images can be used ({self.repeated} repeat others{failures}{held}); expected at "
-            f"least {LEAST} different ones. Some hundred are usual"
-        )
+        passed_over = {"were used for calibration": self.calibrated, "repeat others": self.repeated, **self.failures}
+        reasons = ", ".join(f"{count} {reason}" for reason, count in passed_over.items() if count)
+        what = f"{found} of {self.listed} images can be used" + (f" ({reasons})" if reasons else "")
+        if self.calibrated:
+            raise InputError(
+                f"{what}; expected at least {LEAST} that calibration did not use: give other images, or calibrate with "
+                "fewer (--samples) and keep the rest for this"
+            )
+        raise InputError(f"{what}; expected at least {LEAST} different ones. Some hundred are usual")
 
 
 def _rank(seed: int, item_id: str) -> tuple[bytes, str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mae_export.artefacts import require_graph, require_table
 from mae_export.errors import InputError
 from mae_export.files import model_files, sha256_files
 from mae_export.manifest import SCHEMA, read_json
@@ -129,6 +130,7 @@ class Table:
         Raises:
             InputError: when it cannot be read or is no table.
         """
+        require_table(path)
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -141,8 +143,9 @@ class Table:
         """Refuse the table for any graph but the one it was observed on.
 
         Raises:
-            InputError: when the graph's digest is another.
+            InputError: when the graph's digest is another, or it is no graph at all.
         """
+        require_graph(graph)
         found = sha256_files(*model_files(graph))
         if found != self.graph:
             raise InputError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
 
 import typer
 
-from mae_export.commands.arguments import Json
+from mae_export.commands.arguments import Force, Json
 from mae_export.errors import MachineError, UsageError
 from mae_export.export.options import Rival
 from mae_export.files import require_place
@@ -39,9 +39,10 @@ def bench_command(
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each contender, which take turns.")] = 20,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of each contender; 0 lets it choose.")] = 0,
     figure: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the result there.")] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Measure speed on this machine, beside a matrix product and, if wanted, PyTorch and other backends."""
+    """Measure speed on this machine, beside its quickest matrix product and, if wanted, PyTorch and other backends."""
     from mae_export.report import console, speed
     from mae_export.runtime.bench import BenchPlan, BenchReport, bench
     from mae_export.runtime.clocks import cpu_mhz, gpu_mhz
@@ -51,7 +52,7 @@ def bench_command(
     shares = BenchPlan.shares if keep is None else _numbers(keep, float)
     plan = BenchPlan(batches=_numbers(batch, int), shares=shares, rounds=rounds)
     if figure is not None:
-        require_place(figure, suffix=".png", force=True)
+        require_place(figure, suffix=".png", force=force)
         from mae_export.report.speed_figure import save_bench_figure  # a missing package is told before the work
     with ExitStack() as stack, console.steps() as progress:
         progress("opening", 0, 1)
@@ -62,7 +63,7 @@ def bench_command(
             )
         makers, described = _contenders(stack, model, session, against=against, threads=threads)
         before = cpu_mhz(), gpu_mhz()
-        cases = bench(session.manifest, makers, plan=plan, gemm=_gemm(session), progress=progress)
+        cases = bench(session.manifest, makers, plan=plan, gemms=_gemms(session, against, threads), progress=progress)
         found = doctor()
         report = BenchReport(
             model=session.name,
@@ -90,7 +91,7 @@ def _contenders(
 
     makers: dict[str, Maker] = {session.choice.backend: partial(partial, session.run)}
     described = {session.choice.backend: f"{session.description} ({session.choice.reason})"}
-    for name in filter(None, (part.strip() for part in against.split(","))):
+    for name in _names(against):
         if name in makers:
             raise UsageError(f"--against names {name!r}, which runs already; name other contenders, each once")
         rival = _rival(session, name, threads)
@@ -116,18 +117,27 @@ def _rival(session: FeatureSession, name: str, threads: int) -> tuple[Maker, str
     return maker, f"PyTorch {torch.__version__}, {rival}, {device}"
 
 
-def _gemm(session: FeatureSession) -> Contender | None:
-    """The matrix product of the device that the model runs on; None on a GPU without PyTorch to ask for one."""
-    from mae_export.runtime.bench import gemm_on_cpu
+def _gemms(session: FeatureSession, against: str, threads: int) -> list[Contender]:
+    """Matrix products on the device that the model runs on; none on a GPU without PyTorch to ask for one."""
+    from mae_export.runtime.gemm import gemms_on_cpu
 
     if session.choice.backend in ON_CPU:
-        return gemm_on_cpu()
+        gemms = gemms_on_cpu(threads=threads)
+        if set(_names(against)) & set(get_args(Rival)):  # PyTorch is imported for a product only where it runs anyway
+            from mae_export.export.rivals import gemm_of_torch
+
+            gemms.append(gemm_of_torch())
+        return gemms
     try:
         from mae_export.export.rivals import gemm_on_gpu
 
-        return gemm_on_gpu(session.manifest.precision)
+        return [gemm_on_gpu(session.manifest.precision)]
     except (ModuleNotFoundError, MachineError):
-        return None
+        return []
+
+
+def _names(against: str) -> list[str]:
+    return [name for part in against.split(",") if (name := part.strip())]
 
 
 def _backend(name: str) -> Backend:

@@ -29,6 +29,11 @@ def bundle_command(
             f"unproven: nothing was compared with {model.file}; where it runs, its golden check decides. To prove it: "
             f"mae-export verify {model.file} GRAPH.onnx on such a machine"
         )
+    if not bundle.anywhere:
+        console.remark(
+            "no graph of this bundle runs on every machine; name a plain one as well, as the last: in float32, fp16, "
+            "INT8 or FP8, and not lowered"
+        )
     if as_json:
         console.show_json(asdict(bundle))
     else:

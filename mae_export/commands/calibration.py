@@ -82,9 +82,11 @@ def sensitivity_command(
     """Measure what each block and kind of layer loses in 8 bits, and plan mixed precision within a budget."""
     options = QuantizeOptions(precision=precision, preset=preset)
     require_place(out, suffix=".json", force=force)
+    require_place(out.with_suffix(".png"), suffix=".png", force=force)
     from mae_export.calibration.budget import Budget, plan
     from mae_export.calibration.sensitivity import measure, prepare
     from mae_export.report import calibrations, console
+    from mae_export.report.sensitivity_figure import sensitivity_figure  # a missing package is told before the work
 
     wanted = None if budget is None else Budget.parse(budget)
     with staging(out) as folder, console.steps() as tell:
@@ -92,7 +94,7 @@ def sensitivity_command(
         trial = prepare(source, Table.read(table), images, options=options, folder=folder, most_images=samples)
         sensitivity = measure(trial, most=most, progress=tell)
         found = None if wanted is None else plan(trial, sensitivity, wanted, progress=tell)
-    calibrations.write_sensitivity(out, sensitivity, found)
+    calibrations.write_sensitivity(out, sensitivity, found, draw=sensitivity_figure)
     if as_json:
         console.show_json({"path": out, **calibrations.findings(sensitivity, found)})
     else:

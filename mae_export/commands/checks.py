@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mae_export.commands.arguments import FamilyName, Json, Settings
-from mae_export.errors import MachineError, VerificationError
+from mae_export.artefacts import NAMES, kind_of
+from mae_export.commands.arguments import FamilyName, Force, Json, Settings
+from mae_export.errors import InputError, MachineError, VerificationError
 from mae_export.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -18,12 +20,14 @@ if TYPE_CHECKING:
 
 
 def inspect_command(
-    path: Annotated[Path, typer.Argument(help="A checkpoint, an .onnx graph or a features folder.")],
+    path: Annotated[
+        Path, typer.Argument(help="A checkpoint, graph, engine, calibration table, bundle or features folder.")
+    ],
     family: FamilyName = None,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a checkpoint, a graph or a features folder is and holds."""
+    """Show what a checkpoint, graph, engine, calibration table, bundle or features folder is and holds."""
     from mae_export.encoders.overrides import parse_overrides
     from mae_export.report import console, summaries
     from mae_export.report.inspection import inspect
@@ -49,6 +53,7 @@ def verify_command(
         float | None,
         typer.Option(min=1e-9, help="Largest error relative to max(1, max|reference|), instead of the precision's."),
     ] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Compare a graph with the checkpoint or graph it came from; exit code 5 when they disagree."""
@@ -60,6 +65,8 @@ def verify_command(
     from mae_export.runtime.thresholds import limits_of
 
     overrides = parse_overrides(settings or [])
+    if worst is not None:
+        worst_images.require_folder(worst, force=force)
     with console.phases() as tell, open_to_judge(candidate) as session:
         shown = verification_images(session.manifest.image, images)
         limits = limits_of(session.manifest.precision)
@@ -78,11 +85,14 @@ def verify_command(
 
 
 def _reference(path: Path, manifest: Manifest, overrides: Overrides) -> Session:
-    """A graph runs as it is; anything else is a checkpoint, for which PyTorch is needed."""
+    """A graph runs as it is, a checkpoint in PyTorch; nothing else is a reference."""
     from mae_export.runtime.session import open_as_is
 
-    if path.suffix == ".onnx":
+    kind = kind_of(path)
+    if kind == "graph":
         return open_as_is(path)
+    if kind not in (None, "checkpoint"):
+        raise InputError(f"{path} is {NAMES[kind]}; the reference is the graph or the checkpoint to trust")
     from mae_export.export.verify import checkpoint_reference
 
     return checkpoint_reference(path, manifest, overrides)
@@ -97,6 +107,10 @@ def doctor_command(as_json: Json = False) -> None:
     if as_json:
         console.show_json(asdict(diagnosis))
     else:
+        console.say("What runs a model here, with the name for --backend in brackets:")
+        for line in itertools.chain(*(ability.lines for ability in diagnosis.abilities)):
+            console.say(line)
+        console.say("")
         console.table(diagnosis.rows(), header=("what", "found", "advice"))
     if not diagnosis.runs_graphs:
         raise MachineError("no runtime can run graphs here; run: pip install 'mae-export[cpu]'")

@@ -16,7 +16,8 @@ def prepare_command(
     graph: Annotated[Path | None, typer.Argument(help="The graph to prepare; it stays as it is.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Prepare again what is there already.")] = False,
     clear: Annotated[
-        bool, typer.Option("--clear", help="First remove what was prepared before, of all graphs.")
+        bool,
+        typer.Option("--clear", help="First remove what was prepared before, of all graphs, but what is being made."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -26,9 +27,15 @@ def prepare_command(
     from mae_export.report import console
     from mae_export.runtime import prepared
 
-    removed = prepared.clear() if clear else 0
-    told: dict[str, object] = {"removed": removed}
-    rows = [("removed", f"{removed} prepared before")] if clear else []
+    if graph is not None and clear:  # a wrong name shall not cost what was prepared
+        from mae_export.graph import read_manifest
+
+        read_manifest(graph)
+    cleared = prepared.clear() if clear else prepared.Cleared()
+    told: dict[str, object] = {"removed": cleared.removed, "busy": cleared.busy}
+    rows = [("removed", f"{cleared.removed} prepared before")] if clear else []
+    if cleared.busy:
+        rows.append(("left", f"{cleared.busy} that other processes are making just now"))
     if graph is not None:
         from mae_export.calibration.lowered import write_lowered
         from mae_export.export.prepare import PrepareOptions, prepare
@@ -42,4 +49,5 @@ def prepare_command(
     if as_json:
         console.show_json(told)
     else:
-        console.table(rows)
+        for name, value in rows:  # no table: it would fold a long path, which is there to be copied
+            console.say(f"{name:<9}  {value}")

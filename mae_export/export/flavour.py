@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mae_export.errors import MachineError, UsageError
 from mae_export.export.plan import THIS, EnginePlan
+from mae_export.runtime.abilities import RTX_TARGETS
 from mae_export.runtime.cuda import open_device
 from mae_export.runtime.doctor import nvidia_gpus
 from mae_export.runtime.engine_file import Backend
@@ -26,7 +27,6 @@ from mae_export.runtime.tensorrt_api import NAMES, find_module, import_backend
 if TYPE_CHECKING:
     import tensorrt as trt
 
-RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")  # no Hopper, no Jetson
 # Named always: with no target set the builder claims GPUs that cannot run BF16 or FP8.
 RTX_DEFAULT_TARGETS = ("sm86", "sm89", "sm120")
 

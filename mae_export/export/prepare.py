@@ -14,6 +14,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from mae_export import graph
+from mae_export.artefacts import ENGINE_SUFFIX, GRAPH_SUFFIX
 from mae_export.errors import InputError, MachineError, UsageError, VerificationError
 from mae_export.export.engine import Progress, build
 from mae_export.export.flavour import choose_backend, resolve_targets
@@ -27,12 +28,11 @@ from mae_export.runtime.cuda import open_device
 from mae_export.runtime.doctor import nvidia_gpus, read_cpu
 from mae_export.runtime.prepared import Library
 from mae_export.runtime.providers import choose
-from mae_export.runtime.session import GRAPH_SUFFIX
 
 Kind = Literal["engine", "lowered", "as it is"]
 Lower = Callable[[Path, Path], bool]
 PLAN = EnginePlan(targets=(THIS,))
-SUFFIXES: dict[Kind, str] = {"engine": ".engine", "lowered": GRAPH_SUFFIX}
+SUFFIXES: dict[Kind, str] = {"engine": ENGINE_SUFFIX, "lowered": GRAPH_SUFFIX}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,8 @@ def prepare(
 ) -> Prepared:
     """Build what this machine runs best of a graph into its cache, unless it is there; two processes do it once.
 
+    Different graphs are prepared at the same time.
+
     Args:
         graph_path: written by mae-export.
         options: how.
@@ -93,7 +95,7 @@ def prepare(
     if library is None or (choice.kind == "lowered" and lower is None):
         return Prepared(kind="as it is", reason=choice.reason)
     fit = prepared.fit_here(sha256_files(*model_files(graph_path)), library)
-    with private_folder.locked():
+    with private_folder.locked(fit.key):
         known = None if options.force else prepared.known(fit)
         if known is not None:
             return Prepared(kind=choice.kind, reason=choice.reason, path=known)

@@ -22,6 +22,7 @@ from mae_export.export.options import Rival
 from mae_export.export.view import ExportView
 from mae_export.manifest import Manifest, read_json
 from mae_export.runtime.bench import Contender, Feeds, Maker, Run
+from mae_export.runtime.gemm import SIZE
 from mae_export.spec import EncoderSpec
 
 RIVALS: tuple[Rival, ...] = get_args(Rival)
@@ -102,12 +103,22 @@ def gemm_on_gpu(precision: str, size: int = GPU_GEMM_SIZE) -> Contender:
     """
     if not torch.cuda.is_available():
         raise MachineError("this PyTorch sees no GPU to measure matrix products on")
-    dtype = DTYPES.get(precision, torch.float16)
-    left, right = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
-    out = torch.empty_like(left)
+    product = _gemm("cuda", DTYPES.get(precision, torch.float16), size)
 
     def run() -> None:
-        torch.mm(left, right, out=out)
+        product.run()
         torch.cuda.synchronize()
 
-    return Contender(run=run, flops=2.0 * size**3)
+    return dataclasses.replace(product, run=run)
+
+
+def gemm_of_torch(size: int = SIZE) -> Contender:
+    """PyTorch's product of two float32 matrices on the CPU, beside those of `mae_export.runtime.gemm`."""
+    return _gemm("cpu", torch.float32, size)
+
+
+def _gemm(device: Device, dtype: torch.dtype, size: int) -> Contender:
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(left)
+    what = f"{str(dtype).removeprefix('torch.')} with PyTorch {torch.__version__}"
+    return Contender(run=lambda: torch.mm(left, right, out=out), flops=2.0 * size**3, what=what)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from mae_export.calibration.observe import Observation
     from mae_export.calibration.payoff import Payoff
     from mae_export.calibration.sensitivity import Fidelity, Sensitivity
+
+BESIDE = {
+    True: "the graph beside the table",
+    False: "the graph of that name beside the table is ANOTHER one",
+    None: "no graph of that name beside the table",
+}
 
 
 def summary(path: Path, observation: Observation) -> dict[str, Any]:
@@ -57,20 +63,35 @@ def show_observation(path: Path, observation: Observation) -> None:
     console.say(f"  {observation.images_per_second:,.1f} images/s{passes}{memory}")
 
 
+def show_table(described: dict[str, Any]) -> None:
+    """A calibration table as `report.inspection.inspect` describes it."""
+    method = described["method"] + ("" if described["percentile"] is None else f" {described['percentile']:g}")
+    console.say(f"{described['path']}: {described['tensors']} activations of {described['graph']}, {method}")
+    console.say(f"  visible {described['visible']}; {described['samples']} images, drawn with seed {described['seed']}")
+    console.say(f"  graph sha256 {described['graph_sha256']} ({BESIDE[described['graph_matches']]})")
+    console.say(f"  {described['clipped']} activations are clipped below the largest value seen")
+    console.say(f"  written by {', '.join(f'{name} {version}' for name, version in described['tools'].items())}")
+    rows = [
+        (name, f"{found['low']:.4g} to {found['high']:.4g}", f"{found['minimum']:.4g} to {found['maximum']:.4g}")
+        for name, found in described["widest"].items()
+    ]
+    console.table(rows, header=("widest ranges", "represented", "seen"))
+
+
 def findings(sensitivity: Sensitivity, plan: Plan | None) -> dict[str, Any]:
     """A sensitivity and the plan made from it, if any, for scripts."""
     return {"sensitivity": asdict(sensitivity), "plan": None if plan is None else asdict(plan)}
 
 
-def write_sensitivity(path: Path, sensitivity: Sensitivity, plan: Plan | None) -> None:
-    """Write the findings as JSON, and their picture under the same name ending in .png."""
+def write_sensitivity(
+    path: Path, sensitivity: Sensitivity, plan: Plan | None, *, draw: Callable[[Sensitivity, Path], None]
+) -> None:
+    """Write the findings as JSON, and their picture, which `draw` makes, under the same name ending in .png."""
     with staging(path) as folder:
         staged = folder / path.name
         staged.write_text(json.dumps(findings(sensitivity, plan), indent=1) + "\n", encoding="utf-8")
         put_in_place(staged, path)
-    from mae_export.report.sensitivity_figure import sensitivity_figure
-
-    sensitivity_figure(sensitivity, path.with_suffix(".png"))
+    draw(sensitivity, path.with_suffix(".png"))
 
 
 def show_sensitivity(path: Path, sensitivity: Sensitivity, plan: Plan | None) -> None:

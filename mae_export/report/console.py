@@ -104,7 +104,8 @@ def images_progress(total_label: str) -> Iterator[Callable[[int, int], None]]:
         try:
             yield update
         finally:
-            progress.stop()
+            if progress.live.is_started:  # stopping one that is not prints an empty line
+                progress.stop()
             logger.removeHandler(remarks)
 
 

@@ -6,16 +6,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mae_export.artefacts import NAMES, kind_of
 from mae_export.encoders.overrides import Overrides
 from mae_export.errors import InputError
-from mae_export.files import model_files
+from mae_export.files import model_files, sha256_files
 from mae_export.runtime.bundle import changed_files, is_bundle, read_bundle
 
-SHOWN = 12  # tensors or ids listed before "..."
+SHOWN = 12  # tensors listed, of many
+WHAT = "a checkpoint, an .onnx graph, an engine, a calibration table, a bundle or a features folder"
 
 
 def inspect(path: Path, overrides: Overrides, *, family: str | None = None) -> dict[str, Any]:
-    """Describe a checkpoint, a graph, an engine, a bundle or a features folder.
+    """Describe a checkpoint, a graph, an engine, a calibration table, a bundle or a features folder.
 
     `family` is that of a checkpoint; None recognises it.
 
@@ -23,7 +25,12 @@ def inspect(path: Path, overrides: Overrides, *, family: str | None = None) -> d
         InputError: when nothing is there, or it is none of these.
     """
     if not path.exists():
-        raise InputError(f"there is nothing at {path}; give a checkpoint, an .onnx graph or a features folder")
+        raise InputError(f"there is nothing at {path}; give {WHAT}")
+    kind = kind_of(path)
+    if kind == "table" or (kind == "json" and path.name.endswith(".calib.json")):
+        return _table(path)
+    if kind in ("sidecar", "sensitivity", "json"):
+        raise InputError(f"{path} is {NAMES[kind]}, which `inspect` does not show; give {WHAT}")
     if path.suffix == ".onnx":
         return _graph(path)
     if path.suffix == ".engine":
@@ -35,7 +42,7 @@ def inspect(path: Path, overrides: Overrides, *, family: str | None = None) -> d
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(
             f"{path} holds neither config.json (a Hugging Face folder) nor manifest.json (finished features); "
-            "give a checkpoint, an .onnx graph or a features folder"
+            f"give {WHAT}"
         )
     return _checkpoint(path, overrides, family)
 
@@ -64,6 +71,35 @@ def _engine(path: Path) -> dict[str, Any]:
         "bytes_match": bytes_match(path, sidecar),
         "made_from": {ancestor.name: ancestor.sha256 for ancestor in sidecar.manifest.made_from},
         "sidecar": asdict(sidecar),
+    }
+
+
+def _table(path: Path) -> dict[str, Any]:
+    from mae_export.calibration.table import Table
+
+    table = Table.read(path)
+    graph = path.with_name(table.graph_name)
+    widest = sorted(table.ranges.items(), key=lambda entry: entry[1].high, reverse=True)[:SHOWN]
+    return {
+        "kind": "table",
+        "path": str(path),
+        "sha256": sha256_files(path),
+        "graph": table.graph_name,
+        "graph_sha256": table.graph,
+        "graph_matches": sha256_files(*model_files(graph)) == table.graph if graph.is_file() else None,
+        "method": table.method,
+        "percentile": table.percentile if table.method == "percentile" else None,
+        "visible": table.visible,
+        "seed": table.seed,
+        "samples": table.samples,
+        "images": list(table.images),
+        "tensors": len(table.ranges),
+        "clipped": sum(found.high < found.reach for found in table.ranges.values()),
+        "widest": {
+            name: {"low": found.low, "high": found.high, "minimum": found.minimum, "maximum": found.maximum}
+            for name, found in widest
+        },
+        "tools": table.tools,
     }
 
 

@@ -14,7 +14,7 @@ def bench_rows(case: Case) -> list[tuple[str, ...]]:
         (
             timing.name,
             f"{timing.images_per_second:,.1f}",
-            *(f"{value:,.2f}" for value in (timing.p50_ms, timing.p95_ms, timing.p99_ms)),
+            *(_ms(value) for value in (timing.p50_ms, timing.p95_ms, timing.p99_ms)),
             "" if timing.gflops is None else f"{timing.gflops:,.0f}",
             "" if timing.share_of_gemm is None else f"{timing.share_of_gemm:.0%}",
             f"{timing.over_first:.2f}x",
@@ -24,15 +24,28 @@ def bench_rows(case: Case) -> list[tuple[str, ...]]:
     ]
 
 
+def _ms(value: float) -> str:
+    """Milliseconds with about four digits: a hundredth of 1,600 is noise, and would break the table's lines."""
+    return f"{value:,.{2 if value < 100 else 1 if value < 1000 else 0}f}"
+
+
 def show_bench(report: BenchReport) -> None:
     """The machine, what each contender is, and a table for every case."""
     console.say(f"{report.model}, {report.sha256[:12]}, on {machine_line(report)}")
     console.table(sorted(report.contenders.items()))
+    if report.cases[0].gemm:
+        console.say(peak_line(report.cases[0]))
     for case in report.cases:
-        peak = "" if case.gemm_gflops is None else f"; matrix products reach {case.gemm_gflops:,.0f} GFLOP/s"
         console.say("")
-        console.say(f"{case.title}, {case.timings[0].runs} rounds{peak}")
+        console.say(f"{case.title}, {case.timings[0].runs} rounds")
         console.table(bench_rows(case), header=HEADER)
+
+
+def peak_line(case: Case) -> str:
+    """What 100 % of GEMM is: the quickest matrix product of all cases, with its type and library."""
+    if case.gemm_gflops is None:
+        return "no matrix product was measured"
+    return f"GEMM: matrix products reach {case.gemm_gflops:,.0f} GFLOP/s in {case.gemm}"
 
 
 def machine_line(report: BenchReport) -> str:

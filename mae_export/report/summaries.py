@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mae_export.files import model_files
 from mae_export.manifest import Manifest, read_json
 from mae_export.report import console
+from mae_export.report.calibrations import show_table
 from mae_export.runtime.engine_file import EngineSidecar
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ def show_bundle(path: Path, bundle: BundleManifest) -> None:
     """A bundle that was written."""
     console.say(f"{path}: {bundle.family}, mask mode {bundle.mask_mode}, features {', '.join(bundle.features)}")
     for model in bundle.models:
-        where = f"{', '.join(model.targets)} with {model.runtime} {model.version}" if model.targets else "any machine"
-        console.say(f"  {model.file}: {model.precision}, for {where}" + ("" if model.proven else ", UNPROVEN"))
+        form = f"{model.precision} lowered" if model.lowered else model.precision
+        console.say(f"  {model.file}: {form}, for {model.where}" + ("" if model.proven else ", UNPROVEN"))
     console.say(f"  {len(bundle.files)} files; to run it: python {path / 'app.py'} PICTURES")
 
 
@@ -127,6 +128,9 @@ def show_inspection(described: dict[str, Any]) -> None:
         show_engine(Path(described["path"]), read_json(json.dumps(described["sidecar"]), EngineSidecar, "sidecar"))
         show_tree(shown)
         return
+    if described["kind"] == "table":
+        show_table(described)
+        return
     if described["kind"] != "graph":
         show_tree({key: _joined(value) for key, value in described.items()})
         return
@@ -165,6 +169,9 @@ def _lines(value: dict[str, Any], indent: str) -> Iterator[str]:
             yield f"{indent}{key}:"
             for part in item:
                 yield from _lines(part, indent + "  ")
+        elif isinstance(item, (list, tuple)) and any(", " in str(part) for part in item):  # sentences
+            yield f"{indent}{key}:"
+            yield from (f"{indent}  {part}" for part in item)
         elif isinstance(item, (list, tuple)):
             yield f"{indent}{key}: {', '.join(map(str, item)) or '-'}"
         else:

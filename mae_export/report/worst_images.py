@@ -8,9 +8,21 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mae_export.errors import InputError
+from mae_export.errors import InputError, UsageError
 from mae_export.files import put_in_place, staging
 from mae_export.runtime.compare import Report
+
+
+def require_folder(folder: Path, *, force: bool) -> None:
+    """Refuse a folder with something in it, whose pictures could be taken for this comparison's; before any work.
+
+    Raises:
+        UsageError: when it is a file, or is not empty without `force`.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; give a folder for the images")
+    if folder.is_dir() and not force and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty; add --force to write there all the same, or choose another folder")
 
 
 def save_worst(report: Report, images: npt.NDArray[np.uint8], folder: Path) -> list[Path]:

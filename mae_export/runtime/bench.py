@@ -1,10 +1,12 @@
 """How fast models run on this machine, side by side, so that a slow moment of the machine hits all of them.
 
 Contenders take turns, one run each per round, in an order that rotates; a comparison is the median of the rounds'
-ratios, never a ratio of two runs at different times. A matrix product of the machine's own library takes turns with
-them: speed in GFLOP/s means little without the speed at which this machine, in this minute, multiplies matrices. Before
-that each contender runs until it has settled, and what that took is told. A pause before each run lets the threads of
-the one before stop spinning.
+ratios, never a ratio of two runs at different times. Matrix products of the libraries that are here (see `gemm.py`)
+take turns with them: speed in GFLOP/s means little without the speed at which this machine, in these minutes,
+multiplies matrices. Of the products the quickest run of all cases counts, of contenders the median: a disturbed product
+says nothing of what the machine can do, and no share of that shall exceed 1 because the product was disturbed more than
+the model. Before the rounds each contender runs until it has settled, and what that took is told. A pause before each
+run lets the threads of the one before stop spinning.
 """
 
 from __future__ import annotations
@@ -29,7 +31,6 @@ Feeds = Mapping[str, Array]
 Run = Callable[[], object]
 Maker = Callable[[Feeds], Run]
 
-GEMM_SIZE = 1536  # large enough for the library's full speed, small enough for the caches of every machine
 PAUSE = 0.02  # seconds; runtimes let their threads spin for some milliseconds
 WINDOW, SETTLED = 3, 0.05  # a contender has settled when the medians of two windows of runs differ by less
 LONGEST_WARM_UP = 30  # runs
@@ -42,10 +43,12 @@ class Contender:
     Attributes:
         run: computes one batch.
         flops: operations of one run; None when not known.
+        what: type and library, for people, of a matrix product.
     """
 
     run: Run
     flops: float | None
+    what: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ class Timing:
         p50_ms: median time of a run; p95_ms, p99_ms: percentiles.
         over_first: speed over that of the first contender, the median of the rounds' ratios.
         gflops: 1e9 operations per second; None when they are not known.
-        share_of_gemm: of the matrix product's speed in the same rounds; above 1 for 8 bits, for example.
+        share_of_gemm: of the speed of the matrix product; above 1 where that is in float32 and the model in fewer bits.
         runs: measured.
         warm_up_runs: before them.
         settled: whether the last of those differed little.
@@ -111,13 +114,15 @@ class Case:
         batch: images per run.
         kept: visible patches of each.
         patches: of a full image.
-        gemm_gflops: median speed of the matrix product.
+        gemm: type and library of the quickest matrix product; "" where there is none.
+        gemm_gflops: its speed in its quickest run of all cases; None where there is none.
         timings: of the contenders, in their order.
     """
 
     batch: int
     kept: int
     patches: int
+    gemm: str
     gemm_gflops: float | None
     timings: tuple[Timing, ...]
 
@@ -157,7 +162,7 @@ def bench(
     makers: Mapping[str, Maker],
     *,
     plan: BenchPlan,
-    gemm: Contender | None,
+    gemms: Sequence[Contender],
     progress: Callable[[str, int, int], object] | None = None,
 ) -> tuple[Case, ...]:
     """Measure contenders on the same feeds, for every batch size and share of visible patches.
@@ -166,10 +171,10 @@ def bench(
         manifest: of the graphs, which differ in precision and runtime only.
         makers: by name; each prepares a run on feeds.
         plan: what to measure; shares other than 1 are left out for graphs without mask.
-        gemm: the matrix product to compare with; None where there is none to be had.
+        gemms: matrix products, of which the quickest is what to compare with; empty where there is none to be had.
         progress: told the case, rounds done, and rounds in all.
     """
-    cases = []
+    raced: list[tuple[int, int, dict[str, Contender], list[Laps]]] = []
     shares = plan.shares if manifest.mask_mode not in ("none", "mask-token") else (1.0,)
     for batch in plan.batches:
         for share in shares:
@@ -180,17 +185,20 @@ def bench(
             contenders = {name: Contender(run=make(feeds), flops=flops) for name, make in makers.items()}
             title = f"batch {batch}, {kept} patches"
             told = None if progress is None else lambda done, total, title=title: progress(title, done, total)
-            laps = race([*contenders.values(), *([gemm] if gemm else [])], rounds=plan.rounds, progress=told)
-            cases.append(
-                Case(
-                    batch=batch,
-                    kept=kept,
-                    patches=manifest.patches.count,
-                    gemm_gflops=_speed(laps[-1], gemm) if gemm else None,
-                    timings=_timings(contenders, laps, gemm, batch),
-                )
-            )
-    return tuple(cases)
+            laps = race([*contenders.values(), *gemms], rounds=plan.rounds, progress=told)
+            raced.append((batch, kept, contenders, laps))
+    peak, library = _peak(gemms, [laps[len(makers) :] for *_, laps in raced])
+    return tuple(
+        Case(
+            batch=batch,
+            kept=kept,
+            patches=manifest.patches.count,
+            gemm=library,
+            gemm_gflops=peak,
+            timings=_timings(contenders, laps, peak, batch),
+        )
+        for batch, kept, contenders, laps in raced
+    )
 
 
 def bench_feeds(manifest: Manifest, batch: int, kept: int) -> dict[str, Array]:
@@ -213,19 +221,12 @@ def bench_feeds(manifest: Manifest, batch: int, kept: int) -> dict[str, Array]:
     return feeds
 
 
-def gemm_on_cpu(size: int = GEMM_SIZE) -> Contender:
-    """numpy's product of two float32 matrices, with all the threads that its library takes."""
-    draws = np.random.default_rng(0)
-    left, right = (draws.standard_normal((size, size), dtype=np.float32) for _ in range(2))
-    out = np.empty_like(left)
-    return Contender(run=lambda: np.matmul(left, right, out=out), flops=2.0 * size**3)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Laps:
-    """Seconds of one contender's runs, one per round, and how it warmed up."""
+    """Seconds of one contender's runs, one per round, its quickest of all, and how it warmed up."""
 
     seconds: tuple[float, ...]
+    quickest: float
     warm_up_runs: int
     settled: bool
 
@@ -243,8 +244,8 @@ def race(
         if progress is not None:
             progress(turn + 1, rounds)
     return [
-        Laps(seconds=tuple(laps), warm_up_runs=runs, settled=settled)
-        for laps, (runs, settled) in zip(seconds, warm, strict=True)
+        Laps(seconds=tuple(laps), quickest=min(*before, *laps), warm_up_runs=len(before), settled=settled)
+        for laps, (before, settled) in zip(seconds, warm, strict=True)
     ]
 
 
@@ -255,27 +256,34 @@ def _time(run: Run) -> float:
     return time.perf_counter() - start
 
 
-def _warm_up(run: Run) -> tuple[int, bool]:
-    """Runs until two windows agree: how many, and whether they did."""
+def _warm_up(run: Run) -> tuple[list[float], bool]:
+    """Runs until two windows agree: their seconds, and whether they did."""
     seconds: list[float] = []
     while len(seconds) < LONGEST_WARM_UP:
         seconds.append(_time(run))
         if len(seconds) >= 2 * WINDOW:
             before, after = (statistics.median(part) for part in (seconds[-2 * WINDOW : -WINDOW], seconds[-WINDOW:]))
             if abs(after - before) <= SETTLED * before:
-                return len(seconds), True
-    return len(seconds), False
+                return seconds, True
+    return seconds, False
+
+
+def _peak(gemms: Sequence[Contender], laps: Sequence[Sequence[Laps]]) -> tuple[float | None, str]:
+    """Speed of the quickest run of any product in any case, in GFLOP/s, and whose it was."""
+    speeds = {
+        (gemm.flops or 0.0) / min(of_case[place].quickest for of_case in laps) / 1e9: gemm.what
+        for place, gemm in enumerate(gemms)
+    }
+    return (max(speeds), speeds[max(speeds)]) if speeds else (None, "")
 
 
 def _timings(
-    contenders: Mapping[str, Contender], laps: Sequence[Laps], gemm: Contender | None, batch: int
+    contenders: Mapping[str, Contender], laps: Sequence[Laps], peak: float | None, batch: int
 ) -> tuple[Timing, ...]:
     timings = []
     for (name, contender), own in zip(contenders.items(), laps, strict=False):
         p50, p95, p99 = (float(value) for value in np.percentile(own.seconds, (50, 95, 99)))
-        share = None
-        if gemm is not None and contender.flops is not None and gemm.flops is not None:
-            share = _ratio(laps[-1], own) * contender.flops / gemm.flops
+        gflops = None if contender.flops is None else contender.flops / p50 / 1e9
         timings.append(
             Timing(
                 name=name,
@@ -284,8 +292,8 @@ def _timings(
                 p95_ms=1e3 * p95,
                 p99_ms=1e3 * p99,
                 over_first=_ratio(laps[0], own),
-                gflops=None if contender.flops is None else _speed(own, contender),
-                share_of_gemm=share,
+                gflops=gflops,
+                share_of_gemm=None if gflops is None or peak is None else gflops / peak,
                 runs=len(own.seconds),
                 warm_up_runs=own.warm_up_runs,
                 settled=own.settled,
@@ -297,7 +305,3 @@ def _timings(
 def _ratio(slow: Laps, fast: Laps) -> float:
     """Median over the rounds of slow / fast."""
     return statistics.median(a / b for a, b in zip(slow.seconds, fast.seconds, strict=True))
-
-
-def _speed(laps: Laps, contender: Contender) -> float:
-    return (contender.flops or 0.0) / statistics.median(laps.seconds) / 1e9

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mae_export.runtime.app import FeatureSession
 
 MANIFEST = "manifest.json"
-EXTRA_OF = {"onnxruntime": "cpu", "tensorrt": "tensorrt", "rtx": "rtx"}
+EXTRA_OF = {"onnxruntime": "cpu", "openvino": "openvino", "tensorrt": "tensorrt", "rtx": "rtx"}
 _log = logging.getLogger(__name__)
 
 
@@ -33,24 +33,42 @@ class BundledModel:
 
     Attributes:
         file: its name in the folder.
-        runtime: what runs it.
+        runtime: what runs it; of a graph that several run, the first to install.
         version: the only version of the runtime that runs it; "" for graphs, which any version runs.
         targets: GPUs that run it, such as `sm87`; empty for graphs.
         precision: of weights and activations.
         proven: whether it was compared with what it was made from.
+        lowered: whether a graph is in the form of ONNX Runtime's CPU kernels, which nothing else reads.
     """
 
     file: str
-    runtime: Literal["onnxruntime", "tensorrt", "rtx"]
+    runtime: Literal["onnxruntime", "openvino", "tensorrt", "rtx"]
     version: str
     targets: tuple[str, ...]
     precision: str
     proven: bool
+    lowered: bool = False
 
     @property
     def extra(self) -> str:
         """The extra of mae-export that installs the runtime."""
         return EXTRA_OF[self.runtime]
+
+    @property
+    def anywhere(self) -> bool:
+        """Whether it runs on every machine with the base install and ONNX Runtime."""
+        return not self.targets and not self.lowered and self.precision != "bf16"
+
+    @property
+    def where(self) -> str:
+        """What runs it, in words."""
+        if self.targets:
+            return f"{', '.join(self.targets)} with {self.runtime} {self.version}"
+        if self.lowered:
+            return "CPUs with ONNX Runtime"
+        if self.precision == "bf16":
+            return "CPUs with OpenVINO, NVIDIA GPUs with ONNX Runtime's CUDA provider"
+        return "any machine"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +110,11 @@ class BundleManifest:
         if missing or not self.models:
             what = f"no SHA-256 for {missing[0]}" if missing else "no model"
             raise InputError(f"the bundle's {MANIFEST} has {what}; make the bundle again")
+
+    @property
+    def anywhere(self) -> bool:
+        """Whether some model runs on every machine with the base install and ONNX Runtime."""
+        return any(model.anywhere for model in self.models)
 
     @property
     def unproven(self) -> tuple[BundledModel, ...]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mae_export import __version__
+from mae_export.artefacts import ENGINE_SUFFIX
 from mae_export.errors import InputError, SecurityError, UsageError
 from mae_export.files import model_files, sha256_files, staging
 from mae_export.manifest import Ancestor, Manifest
@@ -24,7 +25,7 @@ from mae_export.runtime.bundle import MANIFEST, BundledModel, BundleManifest, is
 from mae_export.runtime.engine_file import read_sidecar, sidecar_path
 from mae_export.runtime.golden import check_golden
 from mae_export.runtime.probes import golden_feeds
-from mae_export.runtime.session import ENGINE_SUFFIX, open_as_is
+from mae_export.runtime.session import open_as_is
 from mae_export.runtime.thresholds import limits_of
 
 APP, README, GOLDEN = "app.py", "README.md", "golden"
@@ -77,7 +78,8 @@ def write_bundle(models: Sequence[Path], out: Path, *, force: bool = False) -> B
     """Put models of one encoder into a folder from which `bundle_app.py` runs them.
 
     Args:
-        models: graphs and engines, at least one graph. Engines are preferred to graphs, and otherwise the earlier one.
+        models: graphs and engines, at least one graph, best one that runs anywhere (`BundleManifest.anywhere`). Engines
+            are preferred to graphs, and otherwise the earlier one.
         out: folder to write; it appears whole or not at all.
         force: replace a bundle that is there.
 
@@ -122,9 +124,12 @@ def _require_place(out: Path, force: bool) -> None:
         raise UsageError(f"{out.parent} is no folder; create it, or write {out.name} somewhere else")
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; give a folder for the bundle")
-    if out.is_dir() and any(out.iterdir()) and not (force and is_bundle(out)):
-        what = "no bundle, and --force replaces nothing else" if force else "not empty; add --force to replace a bundle"
-        raise UsageError(f"{out} is {what}; choose another folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not is_bundle(out):
+        raise UsageError(f"{out} is not empty and no bundle, which is all that --force replaces; choose another folder")
+    if not force:
+        raise UsageError(f"{out} holds a bundle; add --force to replace it, or choose another folder")
 
 
 def _look_at(path: Path) -> _Found:
@@ -135,11 +140,12 @@ def _look_at(path: Path) -> _Found:
         manifest, digest = session.manifest, session.digest
     model = BundledModel(
         file=path.name,
-        runtime="onnxruntime",
+        runtime="openvino" if manifest.precision == "bf16" else "onnxruntime",
         version="",
         targets=(),
         precision=manifest.precision,
         proven=manifest.verification is not None,
+        lowered="lowered" in manifest.tools,
     )
     return _Found(path=path, weights=model_files(path), digest=digest, manifest=manifest, model=model)
 
@@ -235,8 +241,9 @@ def _readme(found: Sequence[_Found]) -> str:
         "|---|---|---|---|---|",
     ]
     for model in (one.model for one in found):
-        where = f"{', '.join(model.targets)} with {model.runtime} {model.version}" if model.targets else "any machine"
         proof = "yes" if model.proven else "no: only its golden check, on your machine"
         extra = f"`pip install 'mae-export[{model.extra}]=={__version__}'`"
-        lines.append(f"| {model.file} | {model.precision} | {where} | {extra} | {proof} |")
+        lines.append(f"| {model.file} | {model.precision} | {model.where} | {extra} | {proof} |")
+    if not any(one.model.anywhere for one in found):
+        lines += ["", "No graph in it runs everywhere; the float32 graph that they were made from would."]
     return "\n".join([*lines, "", USE.replace("VERSION", __version__)])

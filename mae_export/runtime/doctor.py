@@ -1,7 +1,8 @@
 """What this machine can run, and what to do about what it cannot.
 
-Reads files under a root folder, package metadata and `nvidia-smi`. `installed.py` judges the runtimes, `jetson.py` the
-boards; the only package that is imported is ONNX Runtime, to ask which providers it has.
+Reads files under a root folder, package metadata and `nvidia-smi`. `installed.py` judges what is installed,
+`abilities.py` what of it can run, `jetson.py` the boards; the only package that is imported is ONNX Runtime, to ask
+which providers it has.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mae_export.runtime.abilities import Ability, Place, abilities
 from mae_export.runtime.finding import Finding, read_quietly
 from mae_export.runtime.installed import Installed, judge_runtime, judge_tensorrt, look_around
 from mae_export.runtime.jetson import Jetson, find_jetson, judge_jetson
@@ -82,6 +84,7 @@ class Diagnosis:
         gpus: NVIDIA GPUs.
         jetson: the Jetson board, or None.
         findings: the same for people, with advice.
+        abilities: what can run here, and what can only be built.
     """
 
     python: str
@@ -94,6 +97,7 @@ class Diagnosis:
     gpus: tuple[Gpu, ...]
     jetson: Jetson | None
     findings: tuple[Finding, ...]
+    abilities: tuple[Ability, ...]
 
     @property
     def runs_graphs(self) -> bool:
@@ -124,6 +128,7 @@ def doctor(root: Path = Path("/")) -> Diagnosis:
     output, smi_failure = _run_nvidia_smi()
     gpus = _parse_gpus(output)
     cpu, memory, jetson = read_cpu(root), _memory(root), find_jetson(root)
+    targets = tuple(dict.fromkeys(f"sm{gpu.compute_capability.replace('.', '')}" for gpu in gpus))
     usable = bool(installed.tensorrt) or "CUDAExecutionProvider" in installed.providers or jetson is not None
     findings = [
         Finding(what="Python", found=f"{platform.python_version()} ({sys.executable})"),
@@ -131,7 +136,7 @@ def doctor(root: Path = Path("/")) -> Diagnosis:
         _judge_cpu(cpu),
         _judge_memory(memory),
         *judge_runtime(installed),
-        *judge_tensorrt(installed, jetson, tuple(f"sm{gpu.compute_capability.replace('.', '')}" for gpu in gpus)),
+        *judge_tensorrt(installed, jetson, targets),
         _judge_export(installed),
         _judge_gpus(gpus, smi_failure, usable),
         *(judge_jetson(jetson) if jetson else []),
@@ -147,6 +152,7 @@ def doctor(root: Path = Path("/")) -> Diagnosis:
         gpus=gpus,
         jetson=jetson,
         findings=tuple(findings),
+        abilities=abilities(installed, Place(flags=cpu.flags, targets=targets, jetson=jetson)),
     )
 
 

@@ -25,7 +25,7 @@ RUNTIME_DISTRIBUTIONS = (
     *("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn"),
     *("onnxruntime-migraphx", "onnxruntime-rocm", "onnxruntime-training"),
 )
-OTHERS = ("torch", "onnx", "openvino", "cuda-bindings")
+OTHERS = ("torch", "onnx", "openvino", "cuda-bindings", "onnxruntime-ep-nv-tensorrt-rtx")
 TENSORRT_MODULES = ("tensorrt", "tensorrt_lean", "tensorrt_dispatch", "tensorrt_rtx", "tensorrt_rtx_bindings")
 PARTIAL = ("tensorrt_lean", "tensorrt_dispatch")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -103,7 +103,7 @@ def judge_tensorrt(installed: Installed, jetson: Jetson | None, targets: tuple[s
     modules = installed.tensorrt
     shown = ", ".join((*(f"{module} {version}" for module, version in modules.items()), *installed.libraries))
     finding = Finding(what="TensorRT", found=shown or "not installed")
-    fix = _misplaced(modules, jetson) or _incomplete(installed, jetson)
+    fix = _misplaced(modules, jetson) or missing_bindings(installed, jetson)
     if fix:
         finding = Finding(what="TensorRT", found=finding.found, level="note", fix=fix)
     version = modules.get("tensorrt", "")
@@ -129,11 +129,12 @@ def _misplaced(modules: dict[str, str], jetson: Jetson | None) -> str:
     return ""
 
 
-def _incomplete(installed: Installed, jetson: Jetson | None) -> str:
+def missing_bindings(installed: Installed, jetson: Jetson | None) -> str:
+    """What to do where TensorRT is installed without cuda-python; "" when all is well."""
     if not installed.tensorrt or "cuda-bindings" in installed.packages:
         return ""
     bound = ",<13" if jetson and jetson.release == 36 else ""
-    return f"to run engines, memory and streams of the GPU are needed too; run: pip install 'cuda-python>=12.6{bound}'"
+    return f"run: pip install 'cuda-python>=12.6{bound}', for memory and streams of the GPU, which engines need"
 
 
 def _known_faults(version: str, targets: tuple[str, ...]) -> Iterator[Finding]:

@@ -27,7 +27,7 @@ from mae_export.runtime.cuda import open_device
 from mae_export.runtime.doctor import read_cpu
 
 ENTRY, ENGINE = "entry.json", ".engine"
-FOLDER = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\..*\.tmp")  # entries, and what a crash left of one
+FOLDER = re.compile(r"([0-9a-f]{64})|\.([0-9a-f]{64})\..*\.tmp")  # entries, and those being made or left by a crash
 AGAIN = "run `mae-export prepare` again"
 Library = Literal["tensorrt", "rtx", "onnxruntime"]
 
@@ -113,7 +113,7 @@ def find(graph: Path) -> tuple[Path | None, str]:
     except InputError:  # then nothing can have been prepared
         return None, ""
     try:
-        folders = [path.parent for path in root.glob(f"*/{ENTRY}")]
+        folders = [path.parent for path in root.glob(f"[0-9a-f]*/{ENTRY}")]  # none that is being removed
         if not folders:
             return None, ""
         private_folder.require_private(root)
@@ -152,8 +152,8 @@ def _why_not(folder: Path, entry: Entry) -> str:
 def adding(graph: Path, fit: Fit) -> Iterator[Path]:
     """A private folder in which to put the model of a graph; it becomes the entry when all goes well.
 
-    The caller holds `private_folder.locked`, and puts one model in, an engine with its sidecar or a graph; with none
-    there is no entry.
+    The caller holds `private_folder.locked(fit.key)`, and puts one model in, an engine with its sidecar or a graph;
+    with none there is no entry.
 
     Raises:
         InputError: when the folder cannot be written.
@@ -192,20 +192,42 @@ def known(fit: Fit) -> Path | None:
         return None
 
 
-def clear() -> int:
-    """Remove everything that was prepared, of all graphs; returns how many entries there were.
+@dataclass(frozen=True, kw_only=True)
+class Cleared:
+    """What became of the entries: how many were removed, and how many stay because they are being made just now."""
+
+    removed: int = 0
+    busy: int = 0
+
+
+def clear() -> Cleared:
+    """Remove everything that was prepared, of all graphs, but what some process is making: that is left to it.
 
     Raises:
         SecurityError: when others may write in the folder.
         InputError: when it cannot be written.
     """
-    if not private_folder.location().is_dir():
-        return 0
-    with private_folder.locked() as root:
-        names = [path.name for path in root.iterdir() if FOLDER.fullmatch(path.name)]
-        for name in names:
-            shutil.rmtree(root / name)
-    return sum(not name.startswith(".") for name in names)
+    root = private_folder.location()
+    if not root.is_dir():
+        return Cleared()
+    found = [match for path in root.iterdir() if (match := FOLDER.fullmatch(path.name))]
+    removed = busy = 0
+    for key in dict.fromkeys(match[1] or match[2] for match in found):
+        with private_folder.locked_if_free(key) as free:
+            busy += not free
+            removed += free and _remove(root, key)
+    return Cleared(removed=removed, busy=busy)
+
+
+def _remove(root: Path, key: str) -> bool:
+    """Remove an entry and what crashes left of it; whether there was an entry. Its lock is held."""
+    entry = root / key
+    was_there = entry.is_dir()
+    if was_there:  # it is gone at once for those who look, not file by file
+        entry.rename(root / f".{key}.removed.tmp")
+    for rest in root.glob(f".{key}.*.tmp"):
+        shutil.rmtree(rest)
+    return was_there
 
 
 def _read(folder: Path) -> Entry:

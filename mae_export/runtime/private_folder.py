@@ -1,4 +1,4 @@
-"""The folder in which a machine keeps what it prepared for itself: where it is, who may write in it, and its lock.
+"""The folder in which a machine keeps what it prepared for itself: where it is, who may write in it, and its locks.
 
 What lies there is opened without being asked for, engines among it, which are native code. So the folder must belong to
 the user who opens it, and nobody else may write in it; on Windows the user's profile sees to that.
@@ -16,7 +16,7 @@ from pathlib import Path
 from mae_export.errors import InputError, SecurityError
 
 VARIABLE = "MAE_EXPORT_CACHE"
-LOCK = ".lock"
+LOCK_SUFFIX = ".lock"
 
 
 def location() -> Path:
@@ -58,28 +58,99 @@ def require_private(folder: Path) -> None:
 
 
 @contextmanager
-def locked() -> Iterator[Path]:
-    """The folder, created when missing, while no other process adds to it or removes from it.
+def locked(name: str) -> Iterator[Path]:
+    """The folder, created when missing, while nobody else, process or thread, holds the lock of that name.
 
     Raises:
         SecurityError: when others may write in it.
         InputError: when it cannot be made or written.
     """
+    folder = _made()
+    handle = _acquire(folder, name, wait=True)
+    try:
+        yield folder
+    finally:
+        _release(folder, name, handle)
+
+
+@contextmanager
+def locked_if_free(name: str) -> Iterator[bool]:
+    """Whether nobody held the lock of that name; it is held until the end then.
+
+    Raises:
+        SecurityError: when others may write in the folder.
+        InputError: when it cannot be made or written.
+    """
+    folder = _made()
+    handle = _acquire(folder, name, wait=False)
+    try:
+        yield handle is not None
+    finally:
+        _release(folder, name, handle)
+
+
+def _made() -> Path:
     folder = location()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         require_private(folder)
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
     except OSError as error:
-        raise InputError(
-            f"{folder} cannot be used to keep what is prepared: {error.strerror}; name another in {VARIABLE}"
-        ) from error
-    try:
-        if sys.platform != "win32":
-            import fcntl
+        raise _unusable(folder, error) from error
+    return folder
 
-            fcntl.flock(handle, fcntl.LOCK_EX)  # given back when the file is closed, however this process ends
-        yield folder
-    finally:
+
+def _acquire(folder: Path, name: str, *, wait: bool) -> int | None:
+    """An open lock file that is locked, or None when somebody else holds it; on Windows nothing is locked.
+
+    Whoever gives a lock back removes its file, so what was waited for may be no longer the file of that name, and
+    somebody else may hold the new one: then everything starts again.
+    """
+    path = folder / f".{name}{LOCK_SUFFIX}"
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        except OSError as error:
+            raise _unusable(folder, error) from error
+        try:
+            if _lock(handle, wait=wait) and _is_file_of(handle, path):
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except BaseException:  # Ctrl-C while waiting
+            os.close(handle)
+            raise
         os.close(handle)
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Lock a file; the system gives it back when the file is closed, however this process ends.
+
+    Raises:
+        BlockingIOError: when it is held by somebody else and is not to be waited for.
+    """
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    return True
+
+
+def _is_file_of(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _release(folder: Path, name: str, handle: int | None) -> None:
+    if handle is None:
+        return
+    if sys.platform != "win32":
+        (folder / f".{name}{LOCK_SUFFIX}").unlink(missing_ok=True)
+    os.close(handle)
+
+
+def _unusable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"{folder} cannot be used to keep what is prepared: {error.strerror}; name another in {VARIABLE}")

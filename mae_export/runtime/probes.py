@@ -65,9 +65,12 @@ def verification_images(
         photos = _photos()
         images = np.concatenate([_fitted([change(photo) for photo in photos], spec) for change in VIEWS])
     else:
-        items = [item for item in list_items([source]) if hashlib.sha256(item.read()).hexdigest() not in without]
+        listed = list_items([source])
+        items = [item for item in listed if hashlib.sha256(item.read()).hexdigest() not in without]
         if not items:
-            raise InputError(f"every picture of {source} was used before; show others")
+            raise InputError(
+                f"all {len(listed)} pictures of {source} were used for calibration; expected some that were not"
+            )
         images = np.stack([prepare(item.read(), spec) for item in items[:: -(-len(items) // MOST_IMAGES)]])
     return np.concatenate([images, adversarial_images(spec)])
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 from mae_export.errors import MachineError, UsageError
 from mae_export.files import model_files, sha256_files
 from mae_export.manifest import Manifest, Range
+from mae_export.runtime.abilities import REMEDY, RTX_PLUGIN
 from mae_export.runtime.doctor import nvidia_gpus
 from mae_export.runtime.graph_manifest import read_manifest
 
@@ -32,13 +33,6 @@ PROVIDERS: dict[str, str] = {
     "rtx": "NvTensorRTRTXExecutionProvider",
 }
 WHOLE_GRAPH = ("tensorrt", "rtx")  # providers that compile all of a graph, arithmetic on shapes included
-REMEDY = {
-    "cpu": "run: pip install 'mae-export[cpu]'",
-    "cuda": "run: pip uninstall -y onnxruntime, then: pip install 'mae-export[gpu]' 'onnxruntime-gpu[cuda,cudnn]'",
-    "tensorrt": "run: pip uninstall -y onnxruntime, then: pip install 'mae-export[gpu]' tensorrt-cu13; or build an "
-    "engine with `mae-export build`, which needs no ONNX Runtime",
-    "rtx": "run: pip install 'mae-export[cpu]' onnxruntime-ep-nv-tensorrt-rtx",
-}
 # What a node on the CPU may be while the products run on a GPU: arithmetic on shapes and indices.
 SHAPE_OPS = frozenset(
     {
@@ -48,7 +42,6 @@ SHAPE_OPS = frozenset(
     }
 )
 DEVICE_ID = "device_id"  # the option that names a GPU
-RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 _registering = threading.Lock()  # a library may be registered once per process
 # Shapes that TensorRT prepares for; others make it compile once more.
 PROFILE_BATCH = Range(minimum=1, typical=8, maximum=64)
@@ -80,8 +73,8 @@ def choose(path: Path, backend: Backend = "auto") -> Choice:
     """Decide what runs a graph here.
 
     Left to itself it takes the CUDA provider where it and an NVIDIA GPU are present; else the CPU: OpenVINO for bf16
-    graphs, for which ONNX Runtime has no CPU kernels, and ONNX Runtime for all others. Providers that compile before
-    they run (`tensorrt`, `rtx`) are taken only when asked for.
+    graphs, for which ONNX Runtime has no CPU kernels, and ONNX Runtime for all others. Lowered graphs run on the CPU
+    alone. Providers that compile before they run (`tensorrt`, `rtx`) are taken only when asked for.
 
     Raises:
         UsageError: when there is no such backend.
@@ -91,6 +84,8 @@ def choose(path: Path, backend: Backend = "auto") -> Choice:
     manifest = read_manifest(path)
     reason = "it was asked for"
     if backend == "auto":
+        if manifest is not None and "lowered" in manifest.tools:
+            return Choice(backend="cpu", reason="the graph is lowered for its kernels")
         backend, reason = _best("fp32" if manifest is None else manifest.precision)
     return Choice(backend=backend, reason=reason, options={} if manifest is None else _options(backend, path, manifest))
 

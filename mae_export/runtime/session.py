@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy.typing as npt
 
+from mae_export.artefacts import ENGINE_SUFFIX, GRAPH_SUFFIX, require_graph
 from mae_export.errors import InputError, MachineError, MaeExportError, UsageError
 from mae_export.manifest import Manifest
 from mae_export.runtime.providers import AS_WRITTEN, DEVICE_ID, Backend, Choice, choose
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from mae_export.runtime.ort import OrtSession
 
 Array = npt.NDArray[Any]
-CHECKPOINTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
-ENGINE_SUFFIX, GRAPH_SUFFIX = ".engine", ".onnx"
 
 
 class Session(Protocol):
@@ -123,6 +122,8 @@ def open_as_is(
     from mae_export.runtime.app import FeatureSession
 
     path = Path(path)
+    if path.suffix.lower() != ENGINE_SUFFIX:
+        require_graph(path)
     if not path.is_file():
         raise InputError(
             f"there is no model at {path}; expected an .onnx file written by `mae-export export`, or an .engine"
@@ -137,8 +138,6 @@ def open_as_is(
         choice = Choice(backend="engine", reason="the file is one")
         engines = _on_each([0] if devices is None else devices, lambda device: EngineSession(path, device=device))
         return FeatureSession(engines, choice)
-    if path.suffix.lower() in CHECKPOINTS:
-        raise InputError(f"{path} is a checkpoint, not a graph; run first: mae-export export {path} -o NAME.onnx")
     choice = choose(path, backend)
     if devices is None:
         graph = _open_graph(path, threads, choice)

@@ -76,8 +76,28 @@ def test_too_few_are_refused_with_the_reasons(images, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"6 of 8 images can be used \(1 repeat others, 1 .*\); expected at least 8"):
         list(Pictures([tmp_path], SPEC, samples=100))
-    with pytest.raises(InputError, match="1 reserved"):
-        list(Pictures([tmp_path], SPEC, samples=100, without=frozenset({"ab"})))
+    with pytest.raises(InputError, match=r"6 of 8 images can be used \(1 repeat others, 1 .*\); expected at least 8"):
+        list(Pictures([tmp_path], SPEC, samples=100, without=frozenset({"ab"})))  # none of these
+
+
+def test_images_that_calibration_used_are_named_as_such(images, tmp_path):
+    for index in range(8):
+        shutil.copy(images / f"{index}.png", tmp_path)
+    calibrated = Pictures([tmp_path], SPEC, samples=100)
+    list(calibrated)
+    for more, found in ((0, 0), (7, 7)):
+        for index in range(8, 8 + more):
+            shutil.copy(images / f"{index}.png", tmp_path)
+        (tmp_path / "broken.png").write_bytes(b"")
+        held_out = Pictures([tmp_path], SPEC, samples=100, without=frozenset(calibrated.used))
+        with pytest.raises(InputError) as caught:
+            list(held_out)
+        assert str(caught.value) == (
+            f"{found} of {9 + more} images can be used (8 were used for calibration, 1 empty); expected at least 8 "
+            "that calibration did not use: give other images, or calibrate with fewer (--samples) and keep the rest "
+            "for this"
+        )
+        assert held_out.calibrated == 8
 
 
 def test_images_that_all_show_the_same_are_named_as_such(tmp_path):

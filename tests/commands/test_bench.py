@@ -1,6 +1,7 @@
 """`mae-export bench` as its users meet it; what its numbers mean is tested with `mae_export.runtime.bench`."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -31,15 +32,52 @@ def test_a_model_beside_pytorch_and_another_backend(run, model, tmp_path):
         assert [one["name"] for one in case["timings"]] == list(found["contenders"])
         assert all(one["runs"] == 2 and one["warm_up_runs"] == 1 and one["gflops"] > 0 for one in case["timings"])
         assert case["gemm_gflops"] > 0
+        assert case["gemm"].startswith("float32 with ")
     with Image.open(figure) as image:
         assert image.width > 500
+
+
+def test_a_figure_is_not_replaced_unless_asked_to(run, model, monkeypatch, tmp_path):
+    figure = tmp_path / "speed.png"
+    figure.write_bytes(b"precious")
+
+    def measured(*arguments, **options):
+        raise AssertionError("it is refused before the work")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(timing, "bench", measured)
+        code, _, err = run("bench", model, *QUICK, "--figure", figure)
+    assert (code, "speed.png exists; add --force to replace it" in err) == (2, True)
+    assert figure.read_bytes() == b"precious"
+    assert run("bench", model, *QUICK, "--figure", figure, "--force")[0] == 0
+    assert figure.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_table_says_what_was_chosen_and_why(run, model):
     code, text, _ = run("bench", model, "--rounds", "1", "--batch", "1", "--keep", "0.5")
     assert code == 0
-    assert "batch 1, 32 of 64 patches, 1 rounds; matrix products reach" in text
+    assert "batch 1, 32 of 64 patches, 1 rounds\n" in text
+    assert re.search(r"^GEMM: matrix products reach \S+ GFLOP/s in float32 with ", text, re.MULTILINE)
     assert "(ONNX Runtime has no CUDA provider here)" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("against", "considered"),
+    [("", []), ("openvino", []), ("torch", ["PyTorch"]), ("openvino, torch-bf16", ["PyTorch"])],
+)
+def test_pytorch_multiplies_only_where_it_runs_anyway(run, model, monkeypatch, against, considered):
+    pytest.importorskip("openvino")
+    real, asked = timing.bench, []
+
+    def measured(*arguments, gemms, **options):
+        asked.append([product.what for product in gemms])
+        return real(*arguments, gemms=gemms, **options)
+
+    monkeypatch.setattr(timing, "bench", measured)
+    assert run("bench", model, "--against", against, *QUICK)[0] == 0
+    ((first, second, *others),) = asked
+    assert [first.split()[2], second.split()[2]] == ["ONNX", "OpenVINO"]
+    assert [other.split()[2] for other in others] == considered
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,19 @@ def test_bundle_and_inspect_tell_the_same(run, model, tmp_path):
     assert "vit.onnx: SHA-256 d9298a10d1b0..., expected " in text  # of b"other"
 
 
+def test_graphs_that_do_not_run_everywhere_are_named_with_what_runs_them(run, model, tmp_path):
+    pytest.importorskip("openvino")
+    half, out = tmp_path / "bf16.onnx", tmp_path / "out"
+    assert run("convert", model, "-o", half, "--precision", "bf16")[0] == 0
+    code, text, err = run("bundle", half, "-o", out)
+    assert code == 0
+    assert "bf16.onnx: bf16, for CPUs with OpenVINO, NVIDIA GPUs with ONNX Runtime's CUDA provider\n" in text
+    assert "no graph of this bundle runs on every machine; name a plain one as well, as the last" in err
+    code, text, err = run("bundle", half, model, "-o", out, "--force")
+    assert (code, err) == (0, "")
+    assert "vit.onnx: fp32, for any machine\n" in text
+
+
 def test_what_is_unproven_is_said(run, model, tmp_path):
     pytest.importorskip("tensorrt_rtx_bindings")
     engine = tmp_path / "vit.engine"

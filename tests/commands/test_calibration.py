@@ -47,6 +47,25 @@ def test_calibrate_json_has_speed_and_memory_but_no_ranges(run, model, pictures,
     assert out.read_bytes() == first
 
 
+def test_inspect_shows_the_table(run, model, pictures, tmp_path):
+    out = tmp_path / "vit.calib.json"
+    arguments = ("calibrate", model, pictures, "-o", out, "--samples", 9, "--seed", 3, "--visible", "random:0.5:7")
+    assert run(*arguments)[0] == 0
+    table = Table.read(out)
+    code, text, _ = run("inspect", out)
+    assert code == 0
+    assert text.splitlines()[:3] == [
+        f"{out}: 17 activations of vit.onnx, mse",
+        "  visible random:0.5:7; 9 images, drawn with seed 3",
+        f"  graph sha256 {table.graph} (no graph of that name beside the table)",
+    ]
+    code, text, _ = run("inspect", out, "--json")
+    described = json.loads(text)
+    assert (code, described["kind"], described["images"]) == (0, "table", list(table.images))
+    widest = max(table.ranges.values(), key=lambda found: found.high)
+    assert next(iter(described["widest"].values()))["high"] == widest.high
+
+
 def test_calibrate_exit_codes(run, model, pictures, tmp_path):
     out = tmp_path / "vit.calib.json"
     assert run("calibrate", model, pictures, "-o", out, "--samples", "3")[0] == 2
@@ -81,6 +100,11 @@ def test_sensitivity_names_what_to_keep(run, model, pictures, tmp_path):
     assert plan["keep"]
     assert plan["fidelity"]["cosine"] >= (1 + everything) / 2
     assert run(*arguments)[0] == 2  # exists
+    out.unlink()
+    figure = out.with_suffix(".png").read_bytes()
+    code, _, error = run(*arguments)
+    assert (code, f"{out.with_suffix('.png')} exists; add --force" in error, out.exists()) == (2, True, False)
+    assert out.with_suffix(".png").read_bytes() == figure
     assert run(*arguments, "--force", "--budget", "cosine=2")[0] == 2
     assert run(*arguments, "--force", "--budget", "cosine=0.99999999999")[0] == 5
 

@@ -35,6 +35,14 @@ def test_verify_agrees_disagrees_and_says_so(run, model, fixture_dir, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_only_graphs_and_checkpoints_are_references(run, model, tmp_path):
+    for name, content, what in (("vit.engine", "", "an engine"), ("list.json", "{}", "a JSON file")):
+        (tmp_path / name).write_text(content)
+        code, _, err = run("verify", model, tmp_path / name)
+        assert code == 3
+        assert f"{name} is {what}; the reference is the graph or the checkpoint to trust" in err
+
+
 def test_verify_shows_ones_own_images_and_writes_the_worst(run, model, images, tmp_path):
     worst = tmp_path / "worst"
     code, text, _ = run("verify", model, model, "--images", images, "--worst", worst, "--json")
@@ -45,6 +53,10 @@ def test_verify_shows_ones_own_images_and_writes_the_worst(run, model, images, t
         path.name.rpartition("_")[0] for path in worst.iterdir()
     }
     assert {found["agreement"]["vectors"] for found in result["measured"] if found["output"] == "pooled"} == {5 + 3}
+    code, out, err = run("verify", model, model, "--worst", worst)
+    assert (code, out) == (2, "")
+    assert "worst is not empty; add --force" in err
+    assert run("verify", model, model, "--images", images, "--worst", worst, "--force")[0] == 0
     assert run("verify", model, model, "--images", tmp_path / "nothing")[0] == 3
     code, text, _ = run("verify", model, model, "--limit", "1e-9", "--json")
     assert {check["limit"] for check in json.loads(text)["checks"] if check["name"].endswith("values")} == {1e-9}
@@ -54,5 +66,10 @@ def test_doctor(run):
     code, text, _ = run("doctor")
     assert code == 0
     assert "CPUExecutionProvider" in text
+    assert text.startswith(
+        "What runs a model here, with the name for --backend in brackets:\nyes  ONNX Runtime, CPU (cpu): "
+    )
     code, text, _ = run("doctor", "--json")
-    assert "CPUExecutionProvider" in json.loads(text)["providers"]
+    told = json.loads(text)
+    assert "CPUExecutionProvider" in told["providers"]
+    assert told["abilities"][0]["runs"] is True

@@ -6,6 +6,7 @@ import pytest
 
 from mae_export.calibration.wanted import QuantizeOptions
 from mae_export.export import prepare as module
+from mae_export.runtime import private_folder
 from mae_export.runtime.doctor import Cpu
 
 
@@ -34,6 +35,10 @@ def test_prepare_says_what_runs_and_why(run, int8, cache):
     assert json.loads(text)["manifest"]["tools"].get("lowered") is None, "what is inspected is the graph itself"
     code, text, _ = run("prepare", "--clear")
     assert (code, text.split()) == (0, ["removed", "1", "prepared", "before"])
+    private_folder.location().joinpath(f".{'0' * 64}.a.tmp").mkdir()
+    with private_folder.locked("0" * 64):
+        code, text, _ = run("prepare", "--clear")
+        assert (code, "left" in text, "1 that other processes are making just now" in text) == (0, True, True)
     code, text, _ = run("prepare", int8, "--clear", "--json")
     assert (json.loads(text)["removed"], json.loads(text)["fresh"]) == (0, True)
 
@@ -43,6 +48,18 @@ def test_nothing_is_written_where_nothing_helps(run, model, cache):
     assert code == 0
     assert "as it is" in text
     assert not cache.exists()
+
+
+def test_a_wrong_name_clears_nothing(run, int8, tmp_path):
+    assert run("prepare", int8)[0] == 0
+    (tmp_path / "vit.pth").write_bytes(b"")
+    for name, said in (
+        ("nothing.onnx", "cannot be read as an ONNX model"),
+        ("vit.pth", "is a checkpoint, not a graph"),
+    ):
+        code, _, error = run("prepare", tmp_path / name, "--clear")
+        assert (code, said in error) == (3, True)
+    assert json.loads(run("prepare", "--clear", "--json")[1])["removed"] == 1
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from mae_export.encoders.families.installed import families
 from mae_export.encoders.load import load_encoder
 from mae_export.encoders.overrides import Overrides
 from mae_export.runtime.session import open_session
+from mae_export.spec import ImageSpec
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -77,6 +78,17 @@ def test_it_is_listed_with_its_true_size(run, toy, tmp_path):
     encoder, _ = load_encoder(saved(toy, tmp_path / "toy.pth"), overrides=Overrides(heads=4))
     counted = sum(tensor.numel() for tensor in encoder.state_dict().values())
     assert listed["toy"]["variants"][0]["parameters"] == counted
+
+
+def test_it_states_how_images_are_prepared_and_loads_so(run, toy, tmp_path):
+    encoder, _ = load_encoder(saved(toy, tmp_path / "toy.pth"), overrides=Overrides(heads=4))
+    expected = ImageSpec(size=(32, 32), crop_fraction=0.875, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert toy.FAMILY.image == encoder.spec.image == expected
+    assert [variant.image for variant in toy.FAMILY.variants] == [expected.size[0]]
+    listed = {family["name"]: family for family in json.loads(run("families", "--json")[1])}
+    assert (listed["toy"]["image"]["mean"], listed["toy"]["image"]["size"]) == ([0.5] * 3, [32, 32])
+    stated = Overrides(heads=4, mean=(0.1, 0.2, 0.3))
+    assert load_encoder(tmp_path / "toy.pth", overrides=stated)[0].spec.image.mean == (0.1, 0.2, 0.3)
 
 
 def test_the_example_writes_its_own_checkpoint(toy, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from mae_export.export.precision import convert
 from mae_export.export.prepare import Prepared, PrepareOptions, prepare
 from mae_export.files import sha256_files
 from mae_export.graph import read_manifest
+from mae_export.runtime import prepared, private_folder
 from mae_export.runtime.doctor import Cpu, Gpu
 from mae_export.runtime.session import open_session
 from tests.runtime.cuda_double import CudaDouble
@@ -110,6 +111,60 @@ def test_two_processes_lower_once_unless_forced(int8):
     assert len(calls) == 2
 
 
+def test_the_second_waits_for_the_first(int8, monkeypatch):
+    waits, calls = threading.Event(), []
+    real = private_folder._lock
+
+    def lock(handle, *, wait):
+        try:
+            return real(handle, wait=False)
+        except BlockingIOError:
+            waits.set()
+        return real(handle, wait=True)
+
+    def lower(graph, out):
+        calls.append(graph)
+        assert waits.wait(20), "the other one does not wait for this"
+        return bool(shutil.copy(graph, out))
+
+    monkeypatch.setattr(private_folder, "_lock", lock)
+    with ThreadPoolExecutor(2) as pool:
+        made = [each.result(30) for each in [pool.submit(prepare, int8, options=ONCE, lower=lower) for _ in range(2)]]
+    assert (len(calls), sorted(each.fresh for each in made)) == (1, [False, True])
+    assert made[0].path == made[1].path
+
+
+def test_different_graphs_are_prepared_at_once(int8, source, eight_bit, tmp_path):
+    other = eight_bit(source, tmp_path / "other.onnx", QuantizeOptions(precision="int8", keep=("blocks.0",)))
+    both = threading.Barrier(2)
+
+    def lower(graph, out):
+        both.wait(20)  # broken unless each of them is being made while the other is
+        return bool(shutil.copy(graph, out))
+
+    with ThreadPoolExecutor(2) as pool:
+        made = [
+            each.result(30)
+            for each in [pool.submit(prepare, graph, options=ONCE, lower=lower) for graph in (int8, other)]
+        ]
+    assert [each.fresh for each in made] == [True, True]
+    assert made[0].path.parent != made[1].path.parent
+
+
+def test_clear_spares_what_is_being_made(int8):
+    found = []
+
+    def lower(graph, out):
+        found.append(prepared.clear())
+        return bool(shutil.copy(graph, out))
+
+    made = prepare(int8, options=ONCE, lower=lower)
+    assert found == [prepared.Cleared(busy=1)]
+    assert made.fresh
+    assert made.path.is_file()
+    assert prepared.clear() == prepared.Cleared(removed=1)
+
+
 @pytest.mark.parametrize(
     ("flags", "lower", "reason"),
     [
@@ -132,7 +187,7 @@ def test_what_disagrees_is_not_kept(int8, cache):
 
     with pytest.raises(VerificationError, match=r"int8\.onnx disagrees with it and was not kept, .*\. off by 1"):
         prepare(int8, options=ONCE, lower=lower)
-    assert [path.name for path in cache.iterdir()] == [".lock"]
+    assert not list(cache.iterdir())
 
 
 def test_a_cache_of_others_is_refused(int8, cache):

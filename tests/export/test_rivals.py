@@ -7,7 +7,7 @@ import torch
 from mae_export.errors import InputError, MachineError, UsageError
 from mae_export.export import rivals
 from mae_export.export.options import TraceOptions
-from mae_export.export.rivals import gemm_on_gpu, random_encoder, rival_maker
+from mae_export.export.rivals import gemm_of_torch, gemm_on_gpu, random_encoder, rival_maker
 from mae_export.graph import read_manifest
 from mae_export.runtime.bench import bench_feeds
 
@@ -98,6 +98,14 @@ def test_what_cannot_be_is_refused(manifest_of, monkeypatch):
         rival_maker(other, "torch")
     with pytest.raises(InputError, match="encoder of the manifest lacks the key 'dim'"):
         random_encoder(dataclasses.replace(manifest, encoder={k: v for k, v in manifest.encoder.items() if k != "dim"}))
+
+
+def test_the_product_on_the_cpu_is_one():
+    product = gemm_of_torch(64)
+    assert (product.flops, product.what) == (2 * 64**3, f"float32 with PyTorch {torch.__version__}")
+    first = product.run().clone()
+    assert (first.shape, first.dtype) == ((64, 64), torch.float32)
+    assert torch.equal(product.run(), first)
 
 
 @pytest.mark.gpu

@@ -12,6 +12,7 @@ from mae_export.calibration.payoff import Payoff
 from mae_export.calibration.sensitivity import Fidelity, Loss, Part, Sensitivity
 from mae_export.calibration.table import Table, TensorRange
 from mae_export.report import calibrations
+from mae_export.report.sensitivity_figure import sensitivity_figure
 
 WIDE = TensorRange(low=-2.0, high=2.0, minimum=-1.0, maximum=2.0)
 CLIPPED = TensorRange(low=-2.0, high=2.0, minimum=-1.0, maximum=3.0)
@@ -53,6 +54,44 @@ def test_every_image_is_accounted_for(capsys):
         "    passed over 1: same pixels as another image",
         "  1 activations are clipped below the largest value seen",
         "  0.5 images/s, at most 1.50 GB of memory",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("matches", "said"),
+    [
+        (True, "the graph beside the table"),
+        (False, "the graph of that name beside the table is ANOTHER one"),
+        (None, "no graph of that name beside the table"),
+    ],
+)
+def test_a_table_as_a_whole(capsys, matches, said):
+    described = {
+        "kind": "table",
+        "path": "vit.calib.json",
+        "graph": "vit.onnx",
+        "graph_sha256": "abcd",
+        "graph_matches": matches,
+        "method": "percentile",
+        "percentile": 99.9,
+        "visible": "all",
+        "seed": 3,
+        "samples": 40,
+        "images": ["cd"] * 40,
+        "tensors": 17,
+        "clipped": 4,
+        "widest": {"blocks.0[b]": {"low": -2.0, "high": 2.0, "minimum": -1.25, "maximum": 3.14159265}},
+        "tools": {"mae-export": "0.1.0", "onnxruntime": "1.31"},
+    }
+    calibrations.show_table(described)
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "vit.calib.json: 17 activations of vit.onnx, percentile 99.9",
+        "  visible all; 40 images, drawn with seed 3",
+        f"  graph sha256 abcd ({said})",
+        "  4 activations are clipped below the largest value seen",
+        "  written by mae-export 0.1.0, onnxruntime 1.31",
+        "widest ranges  represented  seen",
+        "blocks.0[b]    -2 to 2      -1.25 to 3.142",
     ]
 
 
@@ -131,7 +170,7 @@ def test_a_plan_that_keeps_nothing_says_so(capsys):
 
 @pytest.mark.parametrize("plan", [None, PLAN])
 def test_findings_are_written_with_their_picture(tmp_path, plan):
-    calibrations.write_sensitivity(tmp_path / "s.json", SENSITIVITY, plan)
+    calibrations.write_sensitivity(tmp_path / "s.json", SENSITIVITY, plan, draw=sensitivity_figure)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.json", "s.png"]
     written = json.loads((tmp_path / "s.json").read_text())
     assert written["sensitivity"]["losses"][1]["fidelity"] == {

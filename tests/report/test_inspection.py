@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mae_export.calibration.table import Table, TensorRange
 from mae_export.encoders.load import LoadReport
 from mae_export.encoders.overrides import Overrides
 from mae_export.errors import CheckpointError, GraphError, InputError, LayoutError
@@ -148,17 +149,71 @@ def test_a_hugging_face_folder_is_a_checkpoint(tmp_path: Path, fixture_dir: Path
         inspect(tmp_path, Overrides())
 
 
+def test_a_table_with_its_widest_ranges_first(tmp_path: Path) -> None:
+    def of(high: float, reach: float) -> TensorRange:
+        return TensorRange(low=-high, high=high, minimum=-reach, maximum=0.5)
+
+    graph = tmp_path / "vit.onnx"
+    ranges = {f"t{index}": of(float(index), 15.0) for index in range(1, 21)}
+    table = Table(
+        graph=hashlib.sha256(b"graph").hexdigest(),
+        graph_name=graph.name,
+        method="percentile",
+        percentile=99.9,
+        seed=5,
+        visible="random:0.25:0",
+        samples=2,
+        images=("ab", "cd"),
+        ranges=ranges,
+        tools={"onnxruntime": "1.31"},
+    )
+    path = tmp_path / "vit.calib.json"
+    path.write_text(table.to_json())
+    found = inspect(path, Overrides())
+    assert (found["kind"], found["sha256"], found["graph"]) == ("table", digest(path), "vit.onnx")
+    assert (found["method"], found["percentile"], found["visible"], found["seed"]) == (
+        *("percentile", 99.9),
+        *("random:0.25:0", 5),
+    )
+    assert (found["samples"], found["images"], found["tensors"], found["clipped"]) == (2, ["ab", "cd"], 20, 14)
+    assert list(found["widest"]) == [f"t{index}" for index in range(20, 8, -1)]
+    assert found["widest"]["t20"] == {"low": -20.0, "high": 20.0, "minimum": -15.0, "maximum": 0.5}
+    json.dumps(found, allow_nan=False)
+    assert found["graph_matches"] is None
+    for content, matches in ((b"graph", True), (b"other", False)):
+        graph.write_bytes(content)
+        assert inspect(path, Overrides())["graph_matches"] is matches
+    path.write_text(table.to_json()[:-3])
+    with pytest.raises(InputError, match="calibration table is not valid JSON"):
+        inspect(path, Overrides())
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ({"achieved": {}, "backend": "rtx", "manifest": {}}, "the sidecar of an engine"),
+        ({"sensitivity": {}, "plan": None}, "a finding of `mae-export sensitivity`"),
+        ({}, "a JSON file"),
+    ],
+)
+def test_other_files_of_ours_are_named(tmp_path: Path, content: dict[str, object], what: str) -> None:
+    (tmp_path / "some.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"some.json is {what}, which `inspect` does not show; give a checkpoint, an"):
+        inspect(tmp_path / "some.json", Overrides())
+
+
 def test_what_is_none_of_these(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         inspect(tmp_path / "gone", Overrides())
     assert str(caught.value) == (
-        f"there is nothing at {tmp_path}/gone; give a checkpoint, an .onnx graph or a features folder"
+        f"there is nothing at {tmp_path}/gone; give a checkpoint, an .onnx graph, an engine, a calibration table, a "
+        "bundle or a features folder"
     )
     with pytest.raises(InputError) as caught:
         inspect(tmp_path, Overrides())
     assert str(caught.value) == (
         f"{tmp_path} holds neither config.json (a Hugging Face folder) nor manifest.json (finished features); give a "
-        "checkpoint, an .onnx graph or a features folder"
+        "checkpoint, an .onnx graph, an engine, a calibration table, a bundle or a features folder"
     )
     (tmp_path / "notes.txt").write_text("hello, this is text")
     with pytest.raises(CheckpointError, match="starts with b'hello, t', which is neither a PyTorch nor a safetensors"):

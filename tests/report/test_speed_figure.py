@@ -32,6 +32,20 @@ def test_bars_are_as_long_as_speeds(tmp_path):
     assert widths[1] / widths[0] == pytest.approx(4, rel=0.03)
 
 
+def test_panels_share_one_axis(tmp_path):
+    panels = [
+        dataclasses.replace(CASE, timings=(dataclasses.replace(CASE.timings[0], images_per_second=speed),))
+        for speed in (100.0, 400.0)
+    ]
+    path = tmp_path / "panels.png"
+    save_bench_figure(dataclasses.replace(REPORT, cases=tuple(panels)), path)
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    widths = (np.abs(pixels - (31, 95, 168)).max(axis=2) == 0).sum(axis=1)
+    upper, lower = np.array_split(widths, 2)
+    assert lower.max() / upper.max() == pytest.approx(4, rel=0.03)
+
+
 def test_a_missing_folder_is_said(tmp_path):
     with pytest.raises(InputError, match="is no folder"):
         save_bench_figure(REPORT, tmp_path / "nowhere" / "figure.png")

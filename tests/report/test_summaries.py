@@ -153,6 +153,7 @@ def test_a_tree_is_indented(capsys: Captured) -> None:
             "empty table": {},
             "encoder": {"dim": 768, "decoder": {"heads": 16}},
             "files": [{"name": "a", "rows": 1}, {"name": "b", "rows": 2}],
+            "notes": ["not used: 'optimizer', 'epoch'", "2 tensors cast"],
             "flag": False,
         }
     )
@@ -172,5 +173,8 @@ def test_a_tree_is_indented(capsys: Captured) -> None:
         "  rows: 1",
         "  name: b",
         "  rows: 2",
+        "notes:",
+        "  not used: 'optimizer', 'epoch'",
+        "  2 tensors cast",
         "flag: False",
     ]

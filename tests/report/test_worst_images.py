@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_export.errors import InputError
-from mae_export.report.worst_images import save_worst
+from mae_export.errors import InputError, UsageError
+from mae_export.report.worst_images import require_folder, save_worst
 from mae_export.runtime.compare import Measured, Report
 from mae_export.runtime.metrics import agreement
 
@@ -33,6 +33,19 @@ def test_the_file_holds_the_image_and_names_output_and_cosine(tmp_path, channels
         assert float(cosine) == pytest.approx(report.worst_scenes()[output].agreement.centred_cosine.minimum, abs=1e-6)
         expected = images[row] if channels == 3 else images[row, ..., 0]
         np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
+
+
+def test_a_folder_with_something_in_it_is_kept_for_what_it_holds(tmp_path):
+    folder = tmp_path / "worst"
+    require_folder(folder, force=False)
+    folder.mkdir()
+    require_folder(folder, force=False)
+    (folder / "pooled_0.5.png").write_text("")
+    with pytest.raises(UsageError, match=r"worst is not empty; add --force to write there all the same, or choose an"):
+        require_folder(folder, force=False)
+    require_folder(folder, force=True)
+    with pytest.raises(UsageError, match=r"pooled_0\.5\.png is a file; give a folder"):
+        require_folder(folder / "pooled_0.5.png", force=True)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

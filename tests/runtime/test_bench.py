@@ -1,5 +1,6 @@
 """The arithmetic of timings, on a clock that only runs advance."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from mae_export.errors import UsageError
 from mae_export.runtime import bench as module
-from mae_export.runtime.bench import LONGEST_WARM_UP, BenchPlan, Contender, bench, bench_feeds, gemm_on_cpu, race
+from mae_export.runtime.bench import LONGEST_WARM_UP, BenchPlan, Contender, bench, bench_feeds, race
 from mae_export.runtime.fake import FakeSession
 
 
@@ -40,7 +41,7 @@ def test_contenders_take_turns_and_the_first_of_a_round_changes(clock):
 
 def test_laps_are_what_each_run_took(clock):
     laps = race([Contender(run=clock.run("a", *[9] * 6, 1.0, 2.0, 4.0), flops=None)], rounds=3)
-    assert laps[0].seconds == (1.0, 2.0, 4.0)
+    assert (laps[0].seconds, laps[0].quickest) == ((1.0, 2.0, 4.0), 1.0)
 
 
 def test_warming_up_lasts_until_two_windows_agree(clock):
@@ -59,11 +60,11 @@ def test_numbers_of_a_case(clock, make_manifest):
         "slow": lambda feeds: clock.run("slow", 0.5),
         "fast": lambda feeds: clock.run("fast", *[0.1] * 6, *[0.1, 0.125, 0.2] * 7),
     }
-    gemm = Contender(run=clock.run("gemm", 0.25), flops=1e9)
-    (case,) = bench(manifest, makers, plan=BenchPlan(batches=(4,), shares=(0.25,), rounds=21), gemm=gemm)
+    gemm = Contender(run=clock.run("gemm", 0.25), flops=1e9, what="float32 with numpy")
+    (case,) = bench(manifest, makers, plan=BenchPlan(batches=(4,), shares=(0.25,), rounds=21), gemms=[gemm])
     slow, fast = case.timings
     assert (case.batch, case.kept, case.patches, case.title) == (4, 4, 16, "batch 4, 4 of 16 patches")
-    assert case.gemm_gflops == pytest.approx(4.0)
+    assert (case.gemm, case.gemm_gflops) == ("float32 with numpy", pytest.approx(4.0))
     assert (slow.name, slow.over_first, slow.runs, slow.settled) == ("slow", 1.0, 21, True)
     assert (slow.images_per_second, slow.p50_ms, slow.p99_ms) == (8.0, 500.0, 500.0)
     assert fast.p50_ms == pytest.approx(125.0)
@@ -77,21 +78,56 @@ def test_operations_become_a_share_of_the_matrix_product(clock, make_manifest, m
     monkeypatch.setattr(module, "flops_per_image", lambda manifest, kept: kept * 1e8)
     gemm = Contender(run=clock.run("gemm", 0.25), flops=1e9)
     makers = {"a": lambda feeds: clock.run("a", 0.5)}
-    (case,) = bench(make_manifest("keep"), makers, plan=BenchPlan(batches=(2,), shares=(0.25,)), gemm=gemm)
+    (case,) = bench(make_manifest("keep"), makers, plan=BenchPlan(batches=(2,), shares=(0.25,)), gemms=[gemm])
     assert case.timings[0].gflops == pytest.approx(2 * 4 * 0.1 / 0.5)
     assert case.timings[0].share_of_gemm == pytest.approx(1.6 / 4)
-    (case,) = bench(make_manifest("keep"), makers, plan=BenchPlan(batches=(2,), shares=(0.25,)), gemm=None)
-    assert case.gemm_gflops is case.timings[0].share_of_gemm is None
+    (case,) = bench(make_manifest("keep"), makers, plan=BenchPlan(batches=(2,), shares=(0.25,)), gemms=())
+    assert (case.gemm, case.gemm_gflops, case.timings[0].share_of_gemm) == ("", None, None)
+
+
+def test_the_peak_is_the_quickest_product_and_no_disturbed_one_makes_a_share_exceed_it(
+    clock, make_manifest, monkeypatch
+):
+    monkeypatch.setattr(module, "flops_per_image", lambda manifest, kept: 1e9)
+    disturbed = Contender(run=clock.run("gemm", 0.3, 0.2, *[0.5] * 30), flops=1e9)  # quickest while it warms up
+    makers = {"as fast as can be": lambda feeds: clock.run("a", 0.2)}
+    plan = BenchPlan(batches=(1,), shares=(1.0,), rounds=9)
+    (case,) = bench(make_manifest("keep"), makers, plan=plan, gemms=[disturbed])
+    assert case.gemm_gflops == pytest.approx(5.0)
+    assert case.timings[0].share_of_gemm == pytest.approx(1.0)
+    slower_later = Contender(run=clock.run("gemm", *[0.2] * 15, 0.5), flops=1e9)
+    first, second = bench(
+        make_manifest("keep"), makers, plan=dataclasses.replace(plan, batches=(1, 2)), gemms=[slower_later]
+    )
+    assert first.gemm_gflops == second.gemm_gflops == pytest.approx(5.0)
+
+
+def test_the_quickest_of_several_products_is_the_peak_and_named(clock, make_manifest):
+    products = [
+        Contender(run=clock.run(name, *seconds), flops=flops, what=f"float32 with {name}")
+        for name, seconds, flops in (
+            ("slow", (0.5,), 1e9),
+            ("large", (0.4,), 2e9),
+            ("restless", (*[1.0] * 20, 0.1, 1.0), 1e9),
+        )
+    ]
+    makers = {"a": lambda feeds: clock.run("a", 1.0)}
+    plan = BenchPlan(batches=(1, 2), shares=(1.0,), rounds=8)
+    for gemms, peak, library in ((products[:2], 5.0, "large"), (products, 10.0, "restless")):
+        cases = bench(make_manifest("keep"), makers, plan=plan, gemms=gemms)
+        assert [(case.gemm, case.gemm_gflops) for case in cases] == [
+            (f"float32 with {library}", pytest.approx(peak))
+        ] * 2
 
 
 def test_every_batch_and_share_is_a_case_and_graphs_without_mask_have_one_share(clock, make_manifest):
     told = []
     makers = {"a": lambda feeds: clock.run("a", 1.0)}
     plan = BenchPlan(batches=(1, 3), shares=(1.0, 0.5), rounds=2)
-    cases = bench(make_manifest("keep"), makers, plan=plan, gemm=None, progress=lambda *step: told.append(step))
+    cases = bench(make_manifest("keep"), makers, plan=plan, gemms=(), progress=lambda *step: told.append(step))
     assert [(case.batch, case.kept) for case in cases] == [(1, 16), (1, 8), (3, 16), (3, 8)]
     assert told[:2] == [("batch 1, 16 patches", 1, 2), ("batch 1, 16 patches", 2, 2)]
-    cases = bench(make_manifest("none"), makers, plan=plan, gemm=None)
+    cases = bench(make_manifest("none"), makers, plan=plan, gemms=())
     assert [(case.batch, case.kept) for case in cases] == [(1, 16), (3, 16)]
 
 
@@ -103,15 +139,6 @@ def test_feeds_are_what_a_graph_takes_and_images_see_different_patches(make_mani
     assert found["patch_tokens"].shape == (3, 16 if mode == "none" else 5, 6)
     if mode != "none":
         assert len(np.unique(feeds["ids_keep"], axis=0)) == 3
-
-
-def test_the_matrix_product_is_one(monkeypatch):
-    gemm = gemm_on_cpu(64)
-    assert gemm.flops == 2 * 64**3
-    product = gemm.run()
-    assert product.shape == (64, 64)
-    assert product.dtype == np.float32
-    assert np.isfinite(product).all()
 
 
 @pytest.mark.parametrize(

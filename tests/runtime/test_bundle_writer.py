@@ -4,7 +4,9 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -108,6 +110,50 @@ def test_its_readme_says_what_to_install_and_what_is_unproven(tmp_path, graph, e
     assert [model.file for model in bundle.unproven] == ["vit.engine"]
 
 
+def restricted(monkeypatch, **changes):
+    """The next graphs that are looked at have these differences in their manifests; nothing here runs bf16 for real."""
+    real = bundle_writer.open_as_is
+
+    @contextmanager
+    def opened(path):
+        with real(path) as session:
+            manifest = dataclasses.replace(session.manifest, **(changes if path.name != "plain.onnx" else {}))
+            yield SimpleNamespace(manifest=manifest, digest=session.digest)
+
+    monkeypatch.setattr(bundle_writer, "open_as_is", opened)
+    monkeypatch.setattr(bundle_writer, "check_golden", lambda session: None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "runtime", "where"),
+    [
+        ({"precision": "bf16"}, "openvino", "CPUs with OpenVINO, NVIDIA GPUs with ONNX Runtime's CUDA provider"),
+        ({"precision": "int8", "tools": {"lowered": "ONNX Runtime, CPU"}}, "onnxruntime", "CPUs with ONNX Runtime"),
+    ],
+)
+def test_graphs_that_do_not_run_everywhere_say_what_runs_them(tmp_path, manifest, monkeypatch, changes, runtime, where):
+    restricted(monkeypatch, **changes)
+    models = [make_graph(tmp_path / name, manifest) for name in ("vit.onnx", "plain.onnx")]
+    for count, anywhere in ((1, False), (2, True)):
+        bundle = write_bundle(models[:count], tmp_path / str(count))
+        assert bundle == read_bundle(tmp_path / str(count))
+        first = bundle.models[0]
+        assert (first.file, first.runtime, first.where) == ("vit.onnx", runtime, where)
+        assert (first.anywhere, bundle.anywhere) == (False, anywhere)
+        text = (tmp_path / str(count) / "README.md").read_text()
+        assert f"| vit.onnx | {changes['precision']} | {where} | `pip install 'mae-export[{first.extra}]==" in text
+        assert ("No graph in it runs everywhere" in text) is not anywhere
+    assert [model.where for model in bundle.models] == [where, "any machine"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "fp8"])
+def test_plain_graphs_run_everywhere(tmp_path, manifest, monkeypatch, precision):
+    restricted(monkeypatch, precision=precision)
+    bundle = write_bundle([make_graph(tmp_path / "vit.onnx", manifest)], tmp_path / "out")
+    assert bundle.anywhere
+    assert (bundle.models[0].where, bundle.models[0].runtime) == ("any machine", "onnxruntime")
+
+
 def test_the_data_file_travels_with_its_graph(tmp_path, manifest):
     graph = make_graph(tmp_path / "big.onnx", manifest, external=True)
     written = write_bundle([graph], tmp_path / "out")
@@ -203,14 +249,13 @@ def test_what_is_there_is_kept_unless_it_is_a_bundle(tmp_path, graph, engine):
     out.unlink()
     out.mkdir()
     (out / "thesis.txt").write_text("precious")
-    with pytest.raises(UsageError, match="not empty; add --force"):
-        write_bundle([graph], out)
-    with pytest.raises(UsageError, match="is no bundle, and --force replaces nothing else"):
-        write_bundle([graph], out, force=True)
+    for force in (False, True):
+        with pytest.raises(UsageError, match="out is not empty and no bundle, which is all that --force replaces"):
+            write_bundle([graph], out, force=force)
     assert (out / "thesis.txt").read_text() == "precious"
     (out / "thesis.txt").unlink()
     write_bundle([graph, engine], out)
-    with pytest.raises(UsageError, match="not empty; add --force"):
+    with pytest.raises(UsageError, match="out holds a bundle; add --force to replace it, or choose another folder"):
         write_bundle([graph], out)
     written = write_bundle([graph], out, force=True)
     assert not (out / "vit.engine").exists()

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +14,13 @@ from mae_export.export.options import TraceOptions
 from mae_export.files import sha256_files
 from mae_export.graph import read_manifest
 from mae_export.runtime import prepared, private_folder
-from mae_export.runtime.prepared import ENTRY, Fit, adding, clear, find, fit_here, known
+from mae_export.runtime.prepared import ENTRY, Cleared, Fit, adding, clear, find, fit_here, known
 from mae_export.runtime.probes import golden_feeds
 from mae_export.runtime.session import open_as_is, open_session, open_to_judge
 from tests.runtime.cuda_double import CudaDouble
 from tests.runtime.tensorrt_double import VERSION, install, profile, write_engine
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -31,7 +36,7 @@ def graph(exported, tmp_path, cache):
 
 def put(graph, fit, make):
     """An entry, whose model `make` writes into the folder that it is given."""
-    with private_folder.locked(), adding(graph, fit) as folder:
+    with private_folder.locked(fit.key), adding(graph, fit) as folder:
         make(folder)
     return known(fit)
 
@@ -60,7 +65,7 @@ def test_without_a_cache_nothing_is_hashed(graph, cache, monkeypatch):
     assert find(graph) == (None, "")
     another = Fit(source="0" * 64, library="rtx", version="1", device="none")
     monkeypatch.setattr(prepared, "sha256_files", sha256_files)
-    with private_folder.locked(), adding(graph, another) as folder:
+    with private_folder.locked(another.key), adding(graph, another) as folder:
         shutil.copy(graph, folder / "x.onnx")
     entry = cache / another.key / ENTRY
     entry.write_text(json.dumps({**json.loads(entry.read_text()), "size": 1}))
@@ -156,16 +161,70 @@ def test_what_fails_leaves_nothing(graph, cache):
     with pytest.raises(ValueError, match="stop"):
         put(graph, fit, fail)
     assert put(graph, fit, lambda folder: None) is None
-    assert [path.name for path in cache.iterdir()] == [".lock"]
+    assert not list(cache.iterdir())
 
 
 def test_clear_removes_entries_and_rests_but_nothing_else(graph, cache):
-    assert clear() == 0
+    assert clear() == Cleared()
     put_graph(graph)
     (cache / f".{'0' * 64}.abc.tmp").mkdir()
     (cache / "mine").mkdir()
-    assert clear() == 1
-    assert sorted(path.name for path in cache.iterdir()) == [".lock", "mine"]
+    assert clear() == Cleared(removed=1)
+    assert [path.name for path in cache.iterdir()] == ["mine"]
+
+
+MAKER = """
+import shutil, sys
+from pathlib import Path
+from mae_export.files import sha256_files
+from mae_export.runtime import private_folder
+from mae_export.runtime.prepared import adding, fit_here, known
+
+graph = Path(sys.argv[1])
+fit = fit_here(sha256_files(graph), "onnxruntime")
+with private_folder.locked(fit.key), adding(graph, fit) as folder:
+    print("making", flush=True)
+    sys.stdin.readline()
+    shutil.copy(graph, folder / "vit.onnx")
+print(known(fit), flush=True)
+"""
+
+
+@pytest.fixture
+def maker(graph):
+    """Another process that is in the middle of making the graph's entry, until a line is written to it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAKER, graph], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout.readline() == "making\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_clear_leaves_what_another_process_is_making(graph, other, cache, maker):
+    done = put_graph(other)
+    assert clear() == Cleared(removed=1, busy=1)
+    assert not done.exists()
+    assert len(list(cache.glob(".*.tmp"))) == 1, "its private folder is still there"
+    out, _ = maker.communicate("go on\n")
+    assert Path(out.strip()) == find(graph)[0]
+    assert clear() == Cleared(removed=1)
+    assert not list(cache.iterdir())
+
+
+def test_what_a_killed_process_leaves_is_removed(graph, cache, maker):
+    maker.kill()
+    maker.wait()
+    assert len(list(cache.glob(".*.tmp"))) == 1
+    assert clear() == Cleared()
+    assert not list(cache.iterdir())
+
+
+def test_an_entry_that_is_being_removed_is_not_found(graph, cache):
+    path = put_graph(graph)
+    path.parent.rename(cache / f".{path.parent.name}.removed.tmp")
+    assert find(graph) == (None, "")
 
 
 # Engines

@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 from types import SimpleNamespace
 
@@ -48,13 +49,21 @@ def test_otherwise_the_cpu_and_it_says_why(machine, graph):
 
 
 def test_bf16_graphs_go_to_openvino_which_alone_computes_them_on_cpus(machine, tmp_path, make_manifest):
-    import dataclasses
-
     half = write_graph(tmp_path / "half.onnx", dataclasses.replace(make_manifest("keep"), precision="bf16"))
     machine(packages=("onnxruntime", "openvino"))
     assert choose(half).backend == "openvino"
     machine()
     assert choose(half).backend == "cpu"
+
+
+def test_lowered_graphs_run_on_the_cpu_whatever_else_is_here(machine, tmp_path, make_manifest):
+    manifest = dataclasses.replace(make_manifest("keep"), precision="int8", tools={"lowered": "ONNX Runtime, CPU"})
+    lowered = write_graph(tmp_path / "lowered.onnx", manifest)
+    machine([CUDA, "CPUExecutionProvider"], gpus=["H100"])
+    assert str(choose(lowered)) == "cpu: the graph is lowered for its kernels"
+    machine((), packages=("openvino",))
+    assert choose(lowered).backend == "cpu"
+    assert choose(lowered, "cuda").backend == "cuda"  # asked for, and then refused by ONNX Runtime in its own words
 
 
 def test_without_onnx_runtime_openvino_is_taken(machine, graph):

@@ -44,5 +44,5 @@ def test_an_aim_is_the_quotient_of_two_speeds():
         )
         for name, speed in over.items()
     )
-    case = Case(batch=1, kept=1, patches=1, gemm_gflops=None, timings=timings)
+    case = Case(batch=1, kept=1, patches=1, gemm="", gemm_gflops=None, timings=timings)
     assert [aim["reached"] for aim in runtimes.aims(case)] == [2.1, 1.5]
