@@ -19,7 +19,7 @@ class Overrides:
     Attributes:
         heads: attention heads of the encoder.
         decoder_heads: attention heads of the decoder.
-        eps: of every LayerNorm.
+        eps: of every LayerNorm that has weights.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
         image_size: height and width the checkpoint was trained at, when its position table does not say.
