@@ -38,7 +38,10 @@ class Predictor(TargetDecoder):
         if ids_keep is None:  # nothing is hidden
             return tokens.new_zeros(len(tokens), count, self.pred.out_features)
         placed, seen = put_back(self.embed(tokens), ids_keep, valid, count)
-        x = placed + (1 - seen) * self.mask_token + self.pos_embed
+        return self.transform(placed + (1 - seen) * self.mask_token + self.pos_embed) * (1 - seen)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """Embedded visible tokens and queries, with their positions and in any order: [B, T, d] -> [B, T, V]."""
         for block in self.blocks:
             x = block(x, None)
-        return self.pred(self.norm(x)) * (1 - seen)  # type: ignore[no-any-return]
+        return self.pred(self.norm(x))  # type: ignore[no-any-return]

@@ -68,15 +68,16 @@ def choose(root: Any, *, weights: str | None, where: str) -> StateDict:
     containers = _containers(root) if isinstance(root, dict) else {}
     container, left = _only(containers, weights, where)
     chosen = containers[container]
-    predictor = PREDICTORS.get(container, "")
-    tensors, predicting = (_tensors(containers.get(path, {})) for path in (container, predictor))
+    predictor = PREDICTORS.get(container)
+    tensors = _tensors(chosen)
+    predicting = {} if predictor is None else _tensors(containers.get(predictor, {}))
     if len(tensors) + len(predicting) > MAX_TENSORS:
         found = len(tensors) + len(predicting)
         raise SecurityError(f"{where} holds {found} tensors; expected at most {MAX_TENSORS}")
     named, stripped = _strip(tensors)
     named |= {f"{predictor}.{name}": tensor for name, tensor in _strip(predicting)[0].items()}
     metadata = _metadata(root, "", containers) | _metadata(chosen, container and f"{container}/", containers)
-    taken = {container.split("/")[0], *([predictor] if predicting else [])}
+    taken = {container.split("/")[0], *({predictor} if predicting else ())}
     beside = [key for key in (*root, *chosen) if key not in taken and key not in tensors]
     unused = [key for key in dict.fromkeys(beside) if key not in metadata and key not in map(_last, left)]
     notes = (f"not used: {_listed(unused)}",) if unused else ()

@@ -46,7 +46,7 @@ def test_the_head_is_the_convolution_with_its_pixel_shuffle(fixture_dir) -> None
     image = torch.pixel_shuffle(torch.conv2d(grid, tensors["decoder.0.weight"], tensors["decoder.0.bias"]), 8)
     expected = image.reshape(2, 3, 8, 8, 8, 8).permute(0, 2, 4, 3, 5, 1).reshape(2, 64, 192)
     with torch.inference_mode():
-        found = encoder.decoder(tokens)
+        found = encoder.decoder(torch.nn.functional.pad(tokens, (0, 0, 1, 0)), None)  # after a class token
     np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=1e-5)
 
 
