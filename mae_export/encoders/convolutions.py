@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mae_export.decoder_spec import ConvDecoderSpec
 from mae_export.encoders.decoder import TargetDecoder, put_back
-from mae_export.spec import ConvDecoderSpec, EncoderSpec
+from mae_export.spec import EncoderSpec
 
 NORM_EPS = 1e-5  # of the norms between the convolutions, which have no weights; not the encoder's
 

@@ -12,8 +12,9 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from mae_export.decoder_spec import DecoderSpec, HeadSpec
 from mae_export.encoders.block import Block
-from mae_export.spec import DecoderSpec, EncoderSpec, HeadSpec
+from mae_export.spec import EncoderSpec
 
 
 class TargetDecoder(nn.Module):

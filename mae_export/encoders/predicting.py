@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from mae_export.encoders.convolutions import ConvDecoder
-from mae_export.encoders.decoder import Decoder, Head, TargetDecoder
-from mae_export.encoders.predictor import Predictor
-from mae_export.encoders.regresser import AlignedRegresser, Regresser
-from mae_export.spec import (
+from mae_export.decoder_spec import (
     AlignedRegresserSpec,
     DecoderSpec,
-    EncoderSpec,
     HeadSpec,
     PredictorSpec,
     RegresserSpec,
     TargetSpec,
 )
+from mae_export.encoders.convolutions import ConvDecoder
+from mae_export.encoders.decoder import Decoder, Head, TargetDecoder
+from mae_export.encoders.predictor import Predictor
+from mae_export.encoders.regresser import AlignedRegresser, Regresser
+from mae_export.spec import EncoderSpec
 
 
 def decoder_of(spec: EncoderSpec, decoder: TargetSpec) -> TargetDecoder:

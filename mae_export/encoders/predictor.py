@@ -13,9 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mae_export.decoder_spec import PredictorSpec
 from mae_export.encoders.block import Block
 from mae_export.encoders.decoder import TargetDecoder, put_back
-from mae_export.spec import EncoderSpec, PredictorSpec
+from mae_export.spec import EncoderSpec
 
 
 class Predictor(TargetDecoder):

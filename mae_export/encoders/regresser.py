@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mae_export.decoder_spec import AlignedRegresserSpec, RegresserSpec
 from mae_export.encoders.block import MASKED_LOGIT, LayerScaleBlock, Mlp
 from mae_export.encoders.decoder import TargetDecoder, put_back
-from mae_export.spec import AlignedRegresserSpec, EncoderSpec, RegresserSpec
+from mae_export.spec import EncoderSpec
 
 
 class CrossAttention(nn.Module):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mae_export.decoder_spec import ConvDecoderSpec
 from mae_export.encoders.convolutions import NORM_EPS, ConvDecoder
-from mae_export.spec import ConvDecoderSpec
 from tests.encoders.formulas import COUNT, SPEC, random, randomised
 from tests.encoders.predictions import convolved
 

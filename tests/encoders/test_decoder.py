@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from mae_export.decoder_spec import DecoderSpec, HeadSpec
 from mae_export.encoders.decoder import Decoder, Head
-from mae_export.spec import DecoderSpec, HeadSpec
 from tests.encoders.formulas import COUNT, SPEC, close, decoded, linear, make, part, random, randomised
 
 

@@ -4,13 +4,7 @@ import dataclasses
 
 import pytest
 
-from mae_export.encoders.convolutions import ConvDecoder
-from mae_export.encoders.decoder import Decoder, Head
-from mae_export.encoders.predicting import decoder_of
-from mae_export.encoders.predictor import Predictor
-from mae_export.encoders.regresser import AlignedRegresser, Regresser
-from mae_export.encoders.vit import ViT
-from mae_export.spec import (
+from mae_export.decoder_spec import (
     AlignedRegresserSpec,
     ConvDecoderSpec,
     DecoderSpec,
@@ -18,6 +12,12 @@ from mae_export.spec import (
     PredictorSpec,
     RegresserSpec,
 )
+from mae_export.encoders.convolutions import ConvDecoder
+from mae_export.encoders.decoder import Decoder, Head
+from mae_export.encoders.predicting import decoder_of
+from mae_export.encoders.predictor import Predictor
+from mae_export.encoders.regresser import AlignedRegresser, Regresser
+from mae_export.encoders.vit import ViT
 from tests.encoders.formulas import COUNT, SPEC, random, randomised
 
 SIZES = {"dim": 8, "depth": 1, "heads": 2, "mlp_hidden": 14}

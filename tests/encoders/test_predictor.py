@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from mae_export.decoder_spec import PredictorSpec
 from mae_export.encoders.predictor import Predictor
-from mae_export.spec import PredictorSpec
 from tests.encoders import formulas
 from tests.encoders.formulas import COUNT, random, randomised
 from tests.encoders.predictions import complement, predicted

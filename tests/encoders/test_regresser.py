@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mae_export.decoder_spec import AlignedRegresserSpec, RegresserSpec
 from mae_export.encoders.regresser import AlignedRegresser, CrossAttention, Regresser
-from mae_export.spec import AlignedRegresserSpec, RegresserSpec
 from tests.encoders.formulas import COUNT, SPEC, random, randomised
 from tests.encoders.predictions import aligned, complement, decoded, linear, mixed, narrowed, regressed
 

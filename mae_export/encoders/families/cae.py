@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mae_export.decoder_spec import AlignedRegresserSpec, RegresserSpec
 from mae_export.encoders.families.describing import described
 from mae_export.encoders.families.family import Facts, Family, Layout, Variant
 from mae_export.encoders.families.naming import CLASSIFIER
 from mae_export.encoders.families.sizing import depth_of, heads_of, vit_spec
 from mae_export.encoders.layer_scale import LayerScaleViT
 from mae_export.errors import CheckpointError
-from mae_export.spec import AlignedRegresserSpec, EncoderSpec, RegresserSpec
+from mae_export.spec import EncoderSpec
 
 DECODER_HEADS = 12  # modeling_cae.py: decoder_num_heads, which run_pretraining.py leaves as it is for every size
 HEADS = {192: 12, 384: 12, 768: 12, 1024: 16}  # modeling_cae.py: tiny and small have twelve narrow heads too

@@ -11,13 +11,14 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from mae_export.decoder_spec import ConvDecoderSpec
 from mae_export.encoders.data2vec2 import Data2Vec2
 from mae_export.encoders.families.describing import described
 from mae_export.encoders.families.family import Facts, Family, Layout, Variant
 from mae_export.encoders.families.naming import CLASSIFIER
 from mae_export.encoders.families.sizing import depth_of, vit_spec
 from mae_export.errors import CheckpointError
-from mae_export.spec import ConvDecoderSpec, EncoderSpec
+from mae_export.spec import EncoderSpec
 
 
 def spec(facts: Facts) -> tuple[EncoderSpec, tuple[str, ...]]:

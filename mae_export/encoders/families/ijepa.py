@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mae_export.decoder_spec import PredictorSpec
 from mae_export.encoders.families.describing import described
 from mae_export.encoders.families.family import Facts, Family, Layout, Variant
 from mae_export.encoders.families.naming import HUGGING_FACE_BLOCK, hugging_face_block
 from mae_export.encoders.families.sizing import EVAL_CROP, depth_of, image_of, vit_spec
-from mae_export.spec import EncoderSpec, ImageSpec, PredictorSpec
+from mae_export.spec import EncoderSpec, ImageSpec
 
 IMAGE = ImageSpec(size=(224, 224), crop_fraction=EVAL_CROP, interpolation="bilinear")
 

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from mae_export.decoder_spec import AlignedRegresserSpec, RegresserSpec
 from mae_export.encoders.checkpoint import read_checkpoint
 from mae_export.encoders.families import FAMILIES, Facts
 from mae_export.encoders.families.cae import FAMILY, LAYOUT, PRETRAINED, PRETRAINED_V2, outputs, spec
@@ -12,7 +13,7 @@ from mae_export.encoders.layer_scale import LayerScaleViT
 from mae_export.encoders.load import load_encoder
 from mae_export.encoders.overrides import Overrides
 from mae_export.errors import CheckpointError
-from mae_export.spec import AlignedRegresserSpec, EncoderSpec, ImageSpec, RegresserSpec, StoredTable
+from mae_export.spec import EncoderSpec, ImageSpec, StoredTable
 
 FOUR = Overrides(heads=4)
 BOTH = Overrides(heads=4, decoder_heads=4)

@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 import torch
 
+from mae_export.decoder_spec import ConvDecoderSpec
 from mae_export.encoders.data2vec2 import Data2Vec2
 from mae_export.encoders.families.data2vec2 import FAIRSEQ, FAMILY, number_blocks, outputs
 from mae_export.encoders.load import load_encoder
 from mae_export.encoders.overrides import Overrides
 from mae_export.errors import CheckpointError
-from mae_export.spec import ConvDecoderSpec, EncoderSpec, ImageSpec, StoredTable
+from mae_export.spec import EncoderSpec, ImageSpec, StoredTable
 from tests.encoders.families.published import derived, parameters_of, reasons, renamed, shapes_of
 
 IMAGE = "modality_encoders.IMAGE."

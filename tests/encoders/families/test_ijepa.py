@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from mae_export.decoder_spec import PredictorSpec
 from mae_export.encoders.families import Facts
 from mae_export.encoders.families.ijepa import FACEBOOK, FAMILY, HUGGING_FACE, outputs
 from mae_export.encoders.load import load_encoder
@@ -11,7 +12,7 @@ from mae_export.encoders.overrides import Overrides
 from mae_export.encoders.predictor import Predictor
 from mae_export.encoders.vit import ViT
 from mae_export.errors import InputError
-from mae_export.spec import EncoderSpec, ImageSpec, PredictorSpec, StoredTable
+from mae_export.spec import EncoderSpec, ImageSpec, StoredTable
 from tests.encoders.families.published import derived, parameters_of, reasons, renamed, shapes_of
 
 ENCODER = {"pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.bias", "norm.weight"}

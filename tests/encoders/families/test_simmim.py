@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from mae_export.decoder_spec import HeadSpec
 from mae_export.encoders.beit import BEiT
 from mae_export.encoders.checkpoint import read_checkpoint
 from mae_export.encoders.families import FAMILIES
 from mae_export.encoders.families.simmim import FAMILY, PRETRAINED
 from mae_export.encoders.load import load_encoder
 from mae_export.errors import CheckpointError
-from mae_export.spec import HeadSpec, RelativeBias
+from mae_export.spec import RelativeBias
 
 
 def test_a_pre_training_file_is_recognised_and_read(fixture_dir) -> None:
