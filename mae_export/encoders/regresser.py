@@ -128,7 +128,8 @@ class Regresser(_Regressing):
 
     def decode(self, latent: Tensor, seen: Tensor) -> Tensor:
         """The decoder on regressed tokens [B, N, d], of which those where `seen` [B, N, 1] is 1 are not looked at."""
-        mask = (seen * MASKED_LOGIT).transpose(1, 2).unsqueeze(1)  # [B, 1, 1, N]
+        logits = torch.where(seen > 0, MASKED_LOGIT, 0.0).to(latent.dtype)  # constants, which fp16 holds
+        mask = logits.transpose(1, 2).unsqueeze(1)  # [B, 1, 1, N]
         x = latent + self.positions
         for block in self.blocks:
             x = block(x, mask)

@@ -15,7 +15,10 @@ import torch
 
 from mae_export.encoders.load import load_encoder
 from mae_export.encoders.overrides import Overrides
+from mae_export.export import flavour
+from mae_export.export.engine import build
 from mae_export.export.options import ConvertOptions, TraceOptions
+from mae_export.export.plan import EnginePlan, parse_profile
 from mae_export.export.precision import convert
 from mae_export.export.verify import checkpoint_reference, verify
 from mae_export.runtime.golden import check_golden
@@ -236,7 +239,22 @@ def test_verifying_against_the_checkpoint_passes_and_a_broken_predictor_fails(gr
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_half_precision_is_proven(graph, tmp_path, folder):
+def test_half_precision_is_proven_and_leaves_attention_whole(graph, tmp_path, folder):
     manifest = convert(graph(folder, "keep"), tmp_path / "half.onnx", options=ConvertOptions(precision="fp16"))
     assert manifest.verification.error <= manifest.verification.limit
     assert [output.name for output in manifest.outputs] == list(PREDICTED)
+    assert not [name for name in manifest.fp32_nodes if "attn" in name]  # such as a mask that leaves the type
+
+
+@pytest.mark.skipif(flavour.find_module("rtx") is None, reason="tensorrt-rtx-cu13-bindings and -libs are not installed")
+@pytest.mark.parametrize(
+    ("folder", "fused", "attention"),
+    [("ijepa", 2, 3), ("cae", 4, 4), ("caev2", 2, 3), ("data2vec2", 3, 3)],  # heads of 6 and of 8 do not fuse
+)
+def test_engines_are_built_and_fuse_what_they_can(graph, tmp_path, folder, fused, attention):
+    half = tmp_path / "half.onnx"
+    convert(graph(folder, "keep", ragged=True), half, options=ConvertOptions(precision="fp16"))
+    plan = EnginePlan(backend="rtx", profiles=(parse_profile("batch=1:2:8"),), targets=("sm89",))
+    achieved = build(half, tmp_path / "half.engine", plan=plan).achieved
+    assert (achieved.fused, achieved.attention) == (fused, attention)
+    assert set(achieved.gemms) <= {"Half", "Float"}
