@@ -18,7 +18,7 @@ class Overrides:
 
     Attributes:
         heads: attention heads of the encoder.
-        decoder_heads: attention heads of the decoder.
+        decoder_heads: attention heads of the decoder, predictor or regresser.
         eps: of every LayerNorm that has weights.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
