@@ -29,6 +29,7 @@ from rich.table import Table
 from skimage import data
 from sklearn.datasets import load_digits, load_sample_images
 
+from mae_export.decoder_spec import DecoderSpec
 from mae_export.encoders.load import load_encoder
 from mae_export.encoders.overrides import Overrides
 from mae_export.export.options import TraceOptions
@@ -41,7 +42,7 @@ from mae_export.runtime.features import read_features
 from mae_export.runtime.images import fit
 from mae_export.runtime.session import Session, open_session
 from mae_export.runtime.visible import RandomVisible
-from mae_export.spec import DecoderSpec, EncoderSpec, ImageSpec, StoredTable
+from mae_export.spec import EncoderSpec, ImageSpec, StoredTable
 from mae_export.training.checkpoint import save_checkpoint
 from mae_export.training.initialise import initialise
 from mae_export.training.pretrain import PretrainOptions, pretrain

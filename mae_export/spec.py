@@ -9,12 +9,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from mae_export.decoder_spec import TargetSpec
 from mae_export.errors import InputError
 
 Resize = Literal["cover", "stretch"]
 Pooled = Literal["class_token", "mean_patch", "norm_of_mean", "fresh_norm_of_mean"]
 Norm = Literal["tokens", "pooled", "none"]
-Target = Literal["image-normalised", "patch-normalised", "unknown", "teacher-features", "token-logits"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -137,55 +137,6 @@ Position = StoredTable | RelativeBias | Rotary
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderSpec:
-    """The pre-training decoder, when the checkpoint has one.
-
-    Attributes:
-        dim: width.
-        depth: number of blocks.
-        heads: attention heads per block.
-        mlp_hidden: width inside the MLP.
-        target: what each predicted patch is: pixels after the image normalisation, pixels normalised per patch
-            (`norm_pix_loss`), features of a teacher, or unknown because the file does not say.
-        values: numbers predicted per patch; None for its pixels.
-    """
-
-    dim: int
-    depth: int
-    heads: int
-    mlp_hidden: int
-    target: Target = "unknown"
-    values: int | None = None
-
-    def __post_init__(self) -> None:
-        sizes = (self.dim, self.depth, self.heads, self.mlp_hidden)
-        _require(min(sizes) >= 1, "decoder dim, depth, heads and mlp_hidden must be at least 1")
-        _require(
-            self.dim % self.heads == 0,
-            f"decoder width {self.dim} is not divisible by {self.heads} heads; pass --set decoder_heads=N",
-        )
-        _require(self.values is None or self.values >= 1, "a decoder must predict at least one value per patch")
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadSpec:
-    """One linear layer that predicts every patch from its own token, in place of a decoder.
-
-    Attributes:
-        target: what is predicted.
-        values: numbers predicted per patch.
-        bias: whether the layer adds one.
-    """
-
-    target: Target
-    values: int
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        _require(self.values >= 1, "a head must predict at least one value per patch")
-
-
-@dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
     """Everything that fixes an encoder's computation except its weights.
 
@@ -221,7 +172,7 @@ class EncoderSpec:
     class_token: bool = True
     norm: Norm = "tokens"
     pooled: Pooled = "class_token"
-    decoder: DecoderSpec | HeadSpec | None = None
+    decoder: TargetSpec | None = None
     mask_token: bool = False
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mae_export.errors import InputError
-from mae_export.spec import DecoderSpec, EncoderSpec, ImageSpec, StoredTable
+from mae_export.spec import EncoderSpec, ImageSpec, StoredTable
 
 NAN, INF = float("nan"), float("inf")
 BASE = EncoderSpec(
@@ -103,12 +103,8 @@ def test_resizing_to_a_size_that_does_not_fit_names_two_that_do() -> None:
         BASE.resized((96, 100))
 
 
-def test_tables_and_decoders_that_cannot_be() -> None:
+def test_tables_that_cannot_be() -> None:
     with pytest.raises(InputError, match=r"position grid \(0, 3\) must have at least one row and column"):
         StoredTable(grid=(0, 3))
     with pytest.raises(InputError, match="prefix_rows is -1; expected 0 or more"):
         StoredTable(grid=(3, 3), prefix_rows=-1)
-    with pytest.raises(InputError, match="decoder dim, depth, heads and mlp_hidden must be at least 1"):
-        DecoderSpec(dim=512, depth=0, heads=16, mlp_hidden=2048)
-    with pytest.raises(InputError, match=r"decoder width 512 is not divisible by 12 heads; pass --set decoder_heads=N"):
-        DecoderSpec(dim=512, depth=8, heads=12, mlp_hidden=2048)

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from mae_export.encoders.block import LayerScaleBlock
 from mae_export.encoders.encoder import Encoder, Guide
-from mae_export.encoders.layer_scale import LayerScaleBlock
 from mae_export.encoders.relative import bias_of, kept_index, relative_index, resample_bias, table_rows
 from mae_export.spec import EncoderSpec, RelativeBias
 

@@ -20,13 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from mae_export.encoders.decoder import Decoder, Head
+from mae_export.encoders.block import MASKED_LOGIT
+from mae_export.encoders.decoder import TargetDecoder
 from mae_export.encoders.positions import resample_table
-from mae_export.spec import DecoderSpec, EncoderSpec, HeadSpec, StoredTable
+from mae_export.encoders.predicting import decoder_of
+from mae_export.spec import EncoderSpec, StoredTable
 
-# Added to the attention logits of padded tokens. Finite, so that a row without any valid key stays free of NaN, and
-# inside float16; exp(-3e4) is zero in every float type.
-MASKED_LOGIT = -3e4
 Guide = Tensor | None  # what a block knows about places: nothing, biases [1 or B, H, T, T], rotations, ...
 
 
@@ -86,11 +85,7 @@ class Encoder(nn.Module):
             self.norm = nn.LayerNorm(spec.dim, eps=spec.eps)
         elif spec.norm == "pooled":
             self.fc_norm = nn.LayerNorm(spec.dim, eps=spec.eps)
-        self.decoder: Decoder | Head | None = None
-        if isinstance(spec.decoder, DecoderSpec):
-            self.decoder = Decoder(spec, spec.decoder)
-        elif isinstance(spec.decoder, HeadSpec):
-            self.decoder = Head(spec.dim, spec.decoder)
+        self.decoder: TargetDecoder | None = None if spec.decoder is None else decoder_of(spec, spec.decoder)
 
     @abstractmethod
     def begin(self, embedded: Tensor, ids_keep: Tensor | None) -> Tensor:

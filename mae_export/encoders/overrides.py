@@ -18,8 +18,8 @@ class Overrides:
 
     Attributes:
         heads: attention heads of the encoder.
-        decoder_heads: attention heads of the decoder.
-        eps: of every LayerNorm.
+        decoder_heads: attention heads of the decoder, predictor or regresser.
+        eps: of every LayerNorm that has weights.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
         image_size: height and width the checkpoint was trained at, when its position table does not say.

@@ -29,6 +29,8 @@ COMPANIONS = {
     "state_dict": {"ema_state_dict"},
     "target_encoder": {"encoder", "predictor"},
 }
+# Whose tokens another container's weights predict from: chosen, it brings those along, under their container's name.
+PREDICTORS = {"encoder": "predictor"}
 _TRAINING_STATE = re.compile(r"optim|sched|scaler|rng|^opt$|^amp$")
 
 
@@ -38,7 +40,7 @@ class StateDict:
 
     Attributes:
         container: path of keys to where they were found, joined by "/"; "" at the top level.
-        tensors: by name, without wrapper prefixes.
+        tensors: by name, without wrapper prefixes; those of its predictor, where there is one, as `predictor.NAME`.
         stripped: the prefixes that were removed, outermost first.
         metadata: plain tables found beside the weights or among them, by key.
         notes: what was left aside.
@@ -66,12 +68,17 @@ def choose(root: Any, *, weights: str | None, where: str) -> StateDict:
     containers = _containers(root) if isinstance(root, dict) else {}
     container, left = _only(containers, weights, where)
     chosen = containers[container]
-    tensors = {name: value for name, value in chosen.items() if isinstance(value, StoredTensor)}
-    if len(tensors) > MAX_TENSORS:
-        raise SecurityError(f"{where} holds {len(tensors)} tensors; expected at most {MAX_TENSORS}")
+    predictor = PREDICTORS.get(container)
+    tensors = _tensors(chosen)
+    predicting = {} if predictor is None else _tensors(containers.get(predictor, {}))
+    if len(tensors) + len(predicting) > MAX_TENSORS:
+        found = len(tensors) + len(predicting)
+        raise SecurityError(f"{where} holds {found} tensors; expected at most {MAX_TENSORS}")
     named, stripped = _strip(tensors)
+    named |= {f"{predictor}.{name}": tensor for name, tensor in _strip(predicting)[0].items()}
     metadata = _metadata(root, "", containers) | _metadata(chosen, container and f"{container}/", containers)
-    beside = [key for key in (*root, *chosen) if key != container.split("/")[0] and key not in tensors]
+    taken = {container.split("/")[0], *({predictor} if predicting else ())}
+    beside = [key for key in (*root, *chosen) if key not in taken and key not in tensors]
     unused = [key for key in dict.fromkeys(beside) if key not in metadata and key not in map(_last, left)]
     notes = (f"not used: {_listed(unused)}",) if unused else ()
     if left:
@@ -116,6 +123,10 @@ def _only(containers: dict[str, dict[Any, Any]], weights: str | None, where: str
         f"{where} holds {len(candidates)} sets of weights: {shown}. Choose one with --set weights=NAME, "
         f"for example --set weights={candidates[0]}"
     )
+
+
+def _tensors(table: dict[Any, Any]) -> dict[str, StoredTensor]:
+    return {name: value for name, value in table.items() if isinstance(value, StoredTensor)}
 
 
 def _last(path: str) -> str:

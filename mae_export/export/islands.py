@@ -1,10 +1,11 @@
 """Which nodes of a half-precision graph stay in float32, and why: the one place that decides it.
 
 By rule: the embedding of raw pixels and its bias (a large mean is subtracted there; in half precision this one place
-doubles the error of a ViT-B's features, for 0.7 % of its work), and sums over tokens. By measurement: every node with
-an input or output whose largest value, times the headroom, exceeds the type; every matrix product whose running sum
-could; every node whose weights the type cannot hold. Then nodes between such nodes, where casts would cost more than
-they save. Attention stays in half precision unless it overflows, because TensorRT fuses it only as a whole.
+doubles the error of a ViT-B's features, for 0.7 % of its work), sums over tokens, and what ONNX does not define in the
+type. By measurement: every node with an input or output whose largest value, times the headroom, exceeds the type;
+every matrix product or convolution whose running sum could; every node whose weights the type cannot hold. Then nodes
+between such nodes, where casts would cost more than they save. Attention stays in half precision unless it overflows,
+because TensorRT fuses it only as a whole.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from mae_export.export.ranges import Ranges
 from mae_export.export.retype import FLOAT, TYPES, is_source, is_typed
 from mae_export.export.rounding import EXACT
 
+CONV_IN_BF16 = 22  # the operator set that defines it
+PRODUCTS = frozenset({"MatMul", "Conv"})
 SUMS = frozenset({"ReduceMean", "ReduceSum"})
 WEIGHT_LOSS = 4  # times the rounding error of well-scaled weights; beyond that the type is too narrow for them
 
@@ -40,11 +43,19 @@ def choose_fp32(model: ir.Model, ranges: Ranges, *, half: Half, headroom: float)
     limits = _Limits(ranges, half, headroom)
     kept = dict.fromkeys(_embedding(nodes), "embeds raw pixels")
     for node in nodes:
-        reason = "sums over tokens" if node.op_type in SUMS else limits.broken_by(node)
+        reason = _by_rule(node, half, model.opset_imports[""]) or limits.broken_by(node)
         if node not in kept and reason:
             kept[node] = reason
     _fill(nodes, kept)
     return {node.name or "": kept[node] for node in nodes if node in kept}
+
+
+def _by_rule(node: ir.Node, half: Half, opset: int) -> str | None:
+    if node.op_type in SUMS:
+        return "sums over tokens"
+    if node.op_type == "Conv" and half == "bf16" and opset < CONV_IN_BF16:
+        return f"ONNX has no bf16 convolution before operator set {CONV_IN_BF16}"
+    return None
 
 
 class _Limits:
@@ -77,7 +88,7 @@ class _Limits:
                 return f"{value.name} reaches {measured:.3g}"
             if value.const_value is not None and self.lossy(value):
                 return f"{value.name} loses precision in {self._half}"
-        if node.op_type == "MatMul" and self.running_sum(node) > self._largest:
+        if node.op_type in PRODUCTS and self.running_sum(node) > self._largest:
             return f"running sums reach {self.running_sum(node):.3g}"
         return None
 
@@ -118,8 +129,16 @@ class _Limits:
         return self._lossy[value]
 
     def running_sum(self, node: ir.Node) -> float:
-        """A bound of every partial sum of a matrix product in any order, by Cauchy and Schwarz."""
+        """A bound of every partial sum of a product in any order: by Cauchy and Schwarz, or of a convolution by the
+        largest value that it meets and the absolute sum of each of its filters."""
         bound = 1.0
+        if node.op_type == "Conv":
+            for value in node.inputs[:2]:
+                if value is not None and value.const_value is not None:
+                    bound *= float(np.abs(value.const_value.numpy()).sum(axis=(1, 2, 3)).max())
+                elif value is not None:
+                    bound *= self._found[value.name or "", None]
+            return bound
         for value, axis in zip(node.inputs, (-1, -2), strict=True):
             if value is not None and value.const_value is not None:
                 bound *= float(np.linalg.norm(value.const_value.numpy(), axis=axis).max())
@@ -144,8 +163,9 @@ def _is_pixels(value: ir.Value | None) -> bool:
 
 
 def _fill(nodes: list[ir.Node], kept: dict[ir.Node, str]) -> None:
-    """Add what lies between float32 nodes, or between them and outputs or integers; never a matrix product."""
-    free = {node for node in nodes if node not in kept and node.op_type != "MatMul" and (_makers(node) or _moves(node))}
+    """Add what lies between float32 nodes, or between them and outputs or integers; never a product."""
+    between = (node for node in nodes if node not in kept and node.op_type not in PRODUCTS)
+    free = {node for node in between if _makers(node) or _moves(node)}
     before = None
     while before != len(free):
         before = len(free)

@@ -33,7 +33,7 @@ from mae_export.runtime.compare import require
 from mae_export.runtime.golden import golden_of
 from mae_export.runtime.probes import golden_feeds
 from mae_export.runtime.session import open_as_is
-from mae_export.spec import EncoderSpec, HeadSpec, predicts_pixels
+from mae_export.spec import EncoderSpec, predicts_pixels
 
 _SCOPES = "pkg.torch.onnx.name_scopes"  # where torch.onnx notes the module that a node came from
 FEATURES = (
@@ -130,12 +130,18 @@ def _require_features(spec: EncoderSpec, options: TraceOptions) -> None:
 
 def _require_prediction(spec: EncoderSpec, options: TraceOptions, name: str) -> None:
     if spec.decoder is None:
-        raise UsageError(f"there is no {name!r}: this checkpoint holds no decoder")
+        raise UsageError(f"there is no {name!r}: {families()[spec.family].undecoded}")
     right = "reconstruction" if predicts_pixels(spec) else "prediction"
     if name != right:
         raise UsageError(f"there is no {name!r}: this checkpoint predicts {spec.decoder.target}; ask for {right!r}")
-    if isinstance(spec.decoder, HeadSpec) and options.mask in ("keep", "patches"):
+    drops = options.mask in ("keep", "patches")
+    if spec.decoder.hiding == "impossible" and drops:
         raise UsageError(f"{name!r} needs every patch here: use --mask none or --mask mask-token")
+    if spec.decoder.hiding == "required" and not drops:
+        raise UsageError(
+            f"{name!r} is of hidden patches here, and --mask {options.mask} drops none: use --mask keep or "
+            "--mask patches"
+        )
 
 
 def _manifest(encoder: Encoder, report: LoadReport, options: TraceOptions) -> Manifest:

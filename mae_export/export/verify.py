@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from mae_export.encoders.encoder import Encoder, padding_mask
+from mae_export.encoders.families.installed import families
 from mae_export.encoders.load import load_encoder
 from mae_export.encoders.overrides import Overrides
-from mae_export.export.view import ExportView
+from mae_export.errors import InputError
+from mae_export.export.view import PREDICTIONS, ExportView
 from mae_export.manifest import Manifest, Verification
 from mae_export.runtime.compare import Report, compare
 from mae_export.runtime.session import Session
@@ -134,9 +136,13 @@ def checkpoint_reference(path: Path, manifest: Manifest, overrides: Overrides) -
     What the tensors do not say is taken from the manifest unless `overrides` says otherwise.
 
     Raises:
-        InputError: when the checkpoint cannot be loaded or is not of the graph's family.
+        InputError: when the checkpoint cannot be loaded, is not of the graph's family, or cannot predict what the graph
+            does.
     """
     encoder, report = load_encoder(path, family=manifest.family, overrides=_as_exported(manifest.encoder, overrides))
+    predicted = [output.name for output in manifest.outputs if output.name in PREDICTIONS]
+    if predicted and encoder.decoder is None:
+        raise InputError(f"the graph gives a {predicted[0]}, but {path} none: {families()[manifest.family].undecoded}")
     return TorchSession(encoder.resized(manifest.image.size), manifest, digest=report.sha256)
 
 

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own spelling)
 from torch import Tensor, nn
 
-from mae_export.encoders.decoder import Head
 from mae_export.encoders.encoder import Encoded, Encoder, padding_mask
 from mae_export.manifest import MaskMode
 
@@ -130,9 +129,5 @@ class ExportView(nn.Module):
             _, rows, columns = spec.grid
             named["dense"] = patch_tokens.transpose(1, 2).reshape(-1, spec.dim, rows, columns)
         if encoder.decoder is not None and not set(PREDICTIONS).isdisjoint(wanted):
-            if isinstance(encoder.decoder, Head):
-                predicted = encoder.decoder(patch_tokens)
-            else:
-                predicted = encoder.decoder(finished, ids_keep, valid)
-            named.update(dict.fromkeys(PREDICTIONS, predicted))
+            named.update(dict.fromkeys(PREDICTIONS, encoder.decoder(finished, ids_keep, valid)))
         return named

@@ -26,23 +26,46 @@ def flops_per_image(manifest: Manifest, kept: int) -> float | None:
         values = math.prod(spec["patch"]) * int(spec["image"]["channels"])
         total = 2 * kept * values * dim + depth * _block(tokens, dim, hidden, gated=gated)
         if any(output.name in PREDICTIONS for output in manifest.outputs):
-            total += _prediction(manifest, spec["decoder"], kept=kept, values=values)
+            total += _prediction(manifest, spec["decoder"], kept=kept, pixels=values)
     except (KeyError, TypeError, ValueError):  # an architecture that is sized by other numbers
         return None
     return float(total)
 
 
-def _block(tokens: int, dim: int, hidden: int, *, gated: bool = False) -> int:
-    return 8 * tokens * dim**2 + 4 * tokens**2 * dim + 2 * (3 if gated else 2) * tokens * dim * hidden
+def _block(tokens: int, dim: int, hidden: int, *, width: int | None = None, gated: bool = False) -> int:
+    """`width` is that of all heads together where it is not `dim`."""
+    width = dim if width is None else width
+    return 8 * tokens * dim * width + 4 * tokens**2 * width + 2 * (3 if gated else 2) * tokens * dim * hidden
 
 
-def _prediction(manifest: Manifest, decoder: dict[str, Any], *, kept: int, values: int) -> int:
-    """The decoder on tokens of every patch, whose kept ones are put back by a product; or the head that predicts."""
-    count, dim, predicted = manifest.patches.count, int(manifest.encoder["dim"]), decoder["values"] or values
-    if "depth" not in decoder:
-        return 2 * kept * dim * int(predicted)
-    width, prefix = int(decoder["dim"]), int(manifest.encoder["class_token"])
-    embed = 2 * (kept + prefix) * dim * width
-    restore = 0 if manifest.mask_mode in ("none", "mask-token") else 2 * count * kept * width
-    blocks = int(decoder["depth"]) * _block(count + prefix, width, int(decoder["mlp_hidden"]))
-    return embed + restore + blocks + 2 * (count + prefix) * width * int(predicted)
+def _prediction(manifest: Manifest, decoder: dict[str, Any], *, kept: int, pixels: int) -> int:
+    """What predicts the training target; all but a head put the kept tokens back to their places by a product."""
+    dim, values = int(manifest.encoder["dim"]), int(decoder["values"] or pixels)
+    kind = decoder.get("kind", "decoder" if "depth" in decoder else "head")  # as older graphs do not say
+    if kind == "head":
+        return 2 * kept * dim * values
+    count, width = manifest.patches.count, int(decoder["dim"])
+    drops = manifest.mask_mode not in ("none", "mask-token")
+    restored = 2 * count * kept * (dim if kind == "convolutions" else width) if drops else 0
+    if kind == "convolutions":
+        return restored + _convolutions(decoder, count, dim) + 2 * count * width * values
+    prefix = int(manifest.encoder["class_token"]) if kind == "decoder" else 0
+    tokens = count + prefix
+    embed = 2 * (kept + prefix) * dim * width if width != dim or "regresser" not in kind else 0
+    return embed + restored + _blocks(decoder, tokens, drops=drops) + 2 * tokens * width * values
+
+
+def _blocks(decoder: dict[str, Any], tokens: int, *, drops: bool) -> int:
+    """The transformer blocks of a decoder; a regresser has nothing to do where no patch is hidden."""
+    dim, heads, depth = int(decoder["dim"]), int(decoder["heads"]), int(decoder["depth"])
+    if decoder.get("kind") == "aligned-regresser" and not drops:
+        return 0
+    depth += int(decoder.get("decoder_depth", 0))
+    return depth * _block(tokens, dim, int(decoder["mlp_hidden"]), width=dim // heads * heads)
+
+
+def _convolutions(decoder: dict[str, Any], places: int, dim: int) -> int:
+    """Of a kernel k and g groups, each 2 k^2 N (channels in / g) (channels out)."""
+    channels, area = int(decoder["dim"]), int(decoder["kernel"]) ** 2
+    inputs = dim + (int(decoder["depth"]) - 1) * channels
+    return 2 * area * places * inputs // int(decoder["groups"]) * channels

@@ -28,3 +28,22 @@ def test_export_json(run, fixture_dir, tmp_path):
     assert result["manifest"]["image"]["size"] == [32, 64]
     assert result["load"]["spec"]["heads"] == 4
     assert result["manifest"]["verification"]["error"] < 1e-4
+
+
+def test_a_prediction_of_i_jepa_from_request_to_proof(run, fixture_dir, tmp_path):
+    out, checkpoint = tmp_path / "p.onnx", fixture_dir / "ijepa/checkpoint.pth"
+    wanted = ("-o", out, "--features", "prediction", *HEADS[:2])
+    code, _, err = run("export", checkpoint, *wanted, "--mask", "keep")
+    assert (code, "--set weights=encoder takes them" in err) == (2, True)
+    context = ("--set", "weights=encoder")
+    code, _, err = run("export", checkpoint, *wanted, *context)
+    assert (code, "--mask none drops none: use --mask keep or --mask patches" in err) == (2, True)
+    assert not out.exists()
+    code, text, _ = run("export", checkpoint, *wanted, *context, "--mask", "patches", "--ragged")
+    assert code == 0
+    assert "used 49 tensors, ignored 0, missing 0" in text
+    assert "of all hidden patches at once, zero where a patch is visible; target: teacher-features" in text
+    code, _, err = run("verify", out, checkpoint)
+    assert (code, "the graph gives a prediction, but" in err) == (3, True)
+    code, text, _ = run("verify", out, checkpoint, *context)
+    assert (code, "45 of 45 checks passed" in text) == (0, True)

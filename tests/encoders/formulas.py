@@ -5,8 +5,9 @@ import math
 import numpy as np
 import torch
 
+from mae_export.decoder_spec import DecoderSpec
 from mae_export.encoders.vit import ViT
-from mae_export.spec import DecoderSpec, EncoderSpec, ImageSpec, StoredTable
+from mae_export.spec import EncoderSpec, ImageSpec, StoredTable
 
 SPEC = EncoderSpec(
     family="mae",

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mae_export.encoders.block import Attention, Block, Mlp
-from mae_export.encoders.encoder import MASKED_LOGIT, padding_mask
+from mae_export.encoders.block import MASKED_LOGIT, Attention, Block, Mlp
+from mae_export.encoders.encoder import padding_mask
 from tests.encoders.formulas import attention, block, close, layer_norm, mlp, part, random, randomised
 
 
@@ -15,6 +15,13 @@ def test_attention_is_its_formula(heads: int) -> None:
     state, x = randomised(module), random(2, 5, 12)
     expected = np.stack([attention(state, sample, heads) for sample in x.numpy()])
     close(module(x, None), expected)
+
+
+def test_heads_that_leave_a_rest_are_narrower_together() -> None:
+    module = Attention(11, 3)
+    state, x = randomised(module), random(2, 5, 11)
+    assert (state["qkv.weight"].shape, state["proj.weight"].shape) == ((27, 11), (11, 9))
+    close(module(x, None), np.stack([attention(state, sample, 3) for sample in x.numpy()]))
 
 
 def test_masked_keys_do_not_exist() -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mae_export.encoders.encoder import MASKED_LOGIT, Encoder, padding_mask
+from mae_export.encoders.block import MASKED_LOGIT
+from mae_export.encoders.encoder import Encoder, padding_mask
 from mae_export.encoders.positions import resample_table
 from mae_export.encoders.vit import ViT
 from mae_export.errors import InputError

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mae_export.encoders.layer_scale import LayerScaleBlock, LayerScaleViT
+from mae_export.encoders.block import LayerScaleBlock
+from mae_export.encoders.layer_scale import LayerScaleViT
 from mae_export.encoders.vit import ViT
 from tests.encoders.formulas import COUNT, SPEC, attention, close, layer_norm, mlp, part, random, randomised
 

@@ -40,6 +40,27 @@ def test_weights_are_found_at_any_depth_up_to_three(names: tuple[str, ...]) -> N
     assert list(found.tensors) == ["blocks.0.weight", "norm.bias"]
 
 
+def test_a_context_encoder_brings_its_predictor() -> None:
+    root = {"encoder": state("module."), "predictor": state("module.predictor_"), "target_encoder": state("module.")}
+    found = choose(root | {"epoch": 3}, weights="encoder", where="x.pth")
+    assert (found.container, found.stripped) == ("encoder", ("module.",))
+    assert list(found.tensors) == [
+        "blocks.0.weight",
+        "norm.bias",
+        "predictor.predictor_blocks.0.weight",
+        "predictor.predictor_norm.bias",
+    ]
+    assert found.notes == ("not used: 'target_encoder', 'epoch'",)
+
+
+@pytest.mark.parametrize("weights", ["target_encoder", None])
+def test_any_other_encoder_does_not(weights: str | None) -> None:
+    root = {"encoder": state(), "predictor": state("predictor_"), "target_encoder": state()}
+    assert list(choose(root, weights=weights, where="x.pth").tensors) == ["blocks.0.weight", "norm.bias"]
+    alone = choose({"encoder": state()}, weights=weights and "encoder", where="x.pth")
+    assert list(alone.tensors) == ["blocks.0.weight", "norm.bias"]
+
+
 def test_four_dicts_deep_is_too_deep() -> None:
     with pytest.raises(LayoutError, match="holds no weights"):
         choose({"a": {"b": {"c": {"d": state()}}}}, weights=None, where="x.pth")

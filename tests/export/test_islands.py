@@ -52,6 +52,26 @@ def test_bf16_never_overflows(chosen):
     assert "large" in chosen(nodes, weights)
 
 
+@pytest.mark.parametrize("half", ["fp16", "bf16"])
+def test_convolutions_are_no_bf16(chosen, half):
+    """`Conv` of operator set 11, which graphs of opset 20 have, takes float16 and wider only."""
+    weights = {"map": np.array([1, 1, 2, 2]), "kernel": np.ones((1, 1, 1, 1), np.float32)}
+    nodes = [("flat", "Reshape", ["a", "map"], ["m"], {}), ("conv", "Conv", ["m", "kernel"], ["y"], {})]
+    reason = "ONNX has no bf16 convolution before operator set 22"
+    assert chosen(nodes, weights, half=half).get("conv") == (reason if half == "bf16" else None)
+
+
+@pytest.mark.parametrize(("weight", "kept"), [(131.0, False), (132.0, True)])
+def test_running_sums_of_a_convolution_are_bounded(chosen, weight, kept):
+    """The sum is near zero; on the way it may reach 250 * (w + w), which fits below w = 131.008."""
+    weights = {"map": np.array([1, 1, 1, 4]), "kernel": np.array([[[[weight, -weight]]]], np.float32)}
+    nodes = [("flat", "Reshape", ["a", "map"], ["m"], {}), ("conv", "Conv", ["m", "kernel"], ["c"], {}),
+             ("down", "Mul", ["c", "tiny"], ["y"], {})]  # fmt: skip
+    weights["tiny"] = np.array(2**-10, np.float32)
+    found = chosen(nodes, weights, headroom=1.0)
+    assert found.get("conv") == (f"running sums reach {500 * weight:.3g}" if kept else None)
+
+
 def test_what_is_infinite_in_float32_is_kept(chosen):
     nodes = [("large", "Div", ["a", "zero"], ["l"], {}), ("end", "Tanh", ["l"], ["y"], {})]
     assert chosen(nodes, {}, half="bf16")["large"] == "l reaches inf"

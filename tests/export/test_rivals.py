@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mae_export.encoders.overrides import Overrides
 from mae_export.errors import InputError, MachineError, UsageError
 from mae_export.export import rivals
 from mae_export.export.options import TraceOptions
@@ -38,6 +39,17 @@ def test_it_computes_every_output_of_the_graph(manifest_of, options, rival):
     found = rival_maker(manifest, rival)(bench_feeds(manifest, 2, kept))()
     assert [tuple(value.shape) for value in found] == shapes(manifest, 2, kept)
     assert all(torch.isfinite(value).all() for value in found)
+
+
+@pytest.mark.parametrize("folder", ["ijepa", "cae", "caev2", "data2vec2"])
+def test_whatever_predicts_is_made_again_from_the_manifest(exported, folder):
+    stated = Overrides(heads=4, decoder_heads=4, weights="encoder" if folder == "ijepa" else None)
+    options = TraceOptions(mask="keep", features=("prediction",))
+    manifest = read_manifest(exported(f"{folder}/checkpoint.pth", options, overrides=stated))
+    assert dataclasses.asdict(random_encoder(manifest).spec)["decoder"] == manifest.encoder["decoder"]
+    (found,) = rival_maker(manifest, "torch-bf16")(bench_feeds(manifest, 2, 5))()
+    assert [tuple(found.shape)] == shapes(manifest, 2, 5)
+    assert torch.isfinite(found).all()
 
 
 def test_bf16_rounds_what_eager_computes(manifest_of):

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -154,6 +155,61 @@ def test_reconstruction_needs_a_decoder(fixture_dir, tmp_path):
     loaded = load_encoder(fixture_dir / "mae/checkpoint_release.pth", overrides=Overrides(heads=4))
     with pytest.raises(UsageError, match="this checkpoint holds no decoder"):
         trace.export_graph(*loaded, tmp_path / "g.onnx", options=TraceOptions(features=("reconstruction",)))
+
+
+@pytest.mark.parametrize(
+    ("folder", "mask", "features", "text"),
+    [
+        (
+            "ijepa",
+            "none",
+            "prediction",
+            r"'prediction' is of hidden patches here, and --mask none drops none: use --mask k",
+        ),
+        ("cae", "none", "prediction", r"--mask none drops none: use --mask keep or --mask patches"),
+        (
+            "cae",
+            "keep",
+            "reconstruction",
+            r"there is no 'reconstruction': this checkpoint predicts token-logits; ask for",
+        ),
+        ("caev2", "keep", "reconstruction", r"this checkpoint predicts teacher-features; ask for 'prediction'"),
+        (
+            "data2vec2",
+            "mask-token",
+            "prediction",
+            r"--mask mask-token needs a learned mask token, which this data2vec2",
+        ),
+    ],
+)
+def test_predictions_that_cannot_be_are_refused(fixture_dir, tmp_path, folder, mask, features, text):
+    weights = "encoder" if folder == "ijepa" else None
+    stated = Overrides(heads=4, decoder_heads=4, weights=weights)
+    loaded = load_encoder(fixture_dir / folder / "checkpoint.pth", overrides=stated)
+    with pytest.raises(UsageError, match=text):
+        trace.export_graph(*loaded, tmp_path / "g.onnx", options=TraceOptions(mask=mask, features=(features,)))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("family", ["ijepa", "dmtjepa"])
+def test_a_target_encoder_predicts_nothing_and_says_what_to_pass(fixture_dir, tmp_path, family):
+    loaded = load_encoder(fixture_dir / "ijepa/checkpoint.pth", family=family, overrides=Overrides(heads=4))
+    text = "the predictor works on the context encoder's tokens; where a file holds both, --set weights=encoder takes"
+    with pytest.raises(UsageError, match=f"there is no 'prediction': {text}"):
+        trace.export_graph(*loaded, tmp_path / "g.onnx", options=TraceOptions(mask="keep", features=("prediction",)))
+
+
+@pytest.mark.parametrize("folder", ["caev2", "data2vec2"])
+def test_what_is_predicted_of_visible_patches_too_needs_no_mask(fixture_dir, tmp_path, folder):
+    stated = Overrides(heads=4, decoder_heads=4)
+    loaded = load_encoder(fixture_dir / folder / "checkpoint.pth", overrides=stated)
+    manifest = trace.export_graph(*loaded, tmp_path / "g.onnx", options=TraceOptions(features=("prediction",)))
+    assert manifest.output("prediction").shape[:2] == ("batch", 16)
+    with open_session(tmp_path / "g.onnx") as session:
+        check_golden(session)
+        found = session.run({"images": np.zeros((3, 64, 64, 3), np.uint8)})["prediction"]
+    lengths = np.linalg.norm(found, axis=-1)
+    assert (np.abs(lengths - 1).max() < 1e-5) == (folder == "caev2")
 
 
 def test_a_prediction_of_features_is_asked_for_by_its_own_name(fixture_dir, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from mae_export.encoders.load import load_encoder
 from mae_export.encoders.overrides import Overrides
-from mae_export.errors import VerificationError
+from mae_export.errors import InputError, VerificationError
 from mae_export.export.options import TraceOptions
 from mae_export.export.verify import TorchSession, checkpoint_reference, verify
 from mae_export.runtime.compare import require
@@ -47,6 +47,28 @@ def test_stated_facts_win_over_the_manifest(exported, fixture_dir):
     assert (summary.worst_output, summary.limit) == (errors[max(errors)], 1e-4)
     with pytest.raises(VerificationError, match=r"output '\w+' is off by .* checks failed against PyTorch"):
         require(report, "kept")
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "stated", "text"),
+    [
+        ("mae", "checkpoint_release.pth", Overrides(), ".*release.pth none: this checkpoint holds no decoder"),
+        (
+            "ijepa",
+            "checkpoint.pth",
+            Overrides(weights="target_encoder"),
+            ".* none: the predictor works on the context encoder's",
+        ),
+    ],
+)
+def test_a_checkpoint_that_cannot_predict_is_no_reference_for_a_graph_that_does(
+    exported, fixture_dir, folder, file, stated, text
+):
+    name, weights = ("reconstruction", None) if folder == "mae" else ("prediction", "encoder")
+    options = TraceOptions(mask="keep", features=(name,))
+    path = exported(f"{folder}/checkpoint.pth", options, overrides=Overrides(heads=4, decoder_heads=4, weights=weights))
+    with open_session(path) as session, pytest.raises(InputError, match=f"the graph gives a {name}, but {text}"):
+        checkpoint_reference(fixture_dir / folder / file, session.manifest, stated)
 
 
 def test_torch_session_answers_only_what_is_asked(exported, fixture_dir):

@@ -85,6 +85,17 @@ GOOD: dict[str, tuple[str, Change, str]] = {
     ),
 }
 
+
+def jepa(change: Change) -> Change:
+    """I-JEPA's file with another predictor; what comes in is the context encoder's state, predictor included."""
+
+    def apart(state: State) -> Any:
+        predictor = {name.removeprefix("predictor."): t for name, t in state.items() if name.startswith("predictor.")}
+        return {"encoder": without("predictor.")(state), "predictor": change(predictor)}
+
+    return apart
+
+
 # What is none: (file, change, error, part of its message).
 BAD: dict[str, tuple[str, Change, type[MaeExportError], str]] = {
     "first block gone": (
@@ -169,6 +180,101 @@ BAD: dict[str, tuple[str, Change, type[MaeExportError], str]] = {
 }  # fmt: skip
 
 
+# Damaged predictors, regressers and convolutions: (file, change, error, part of its message).
+BAD_PREDICTIONS: dict[str, tuple[str, Change, type[MaeExportError], str]] = {
+    "predictor without its blocks": (
+        "ijepa/checkpoint.pth", jepa(without("predictor_blocks.")), CheckpointError,
+        "decoder.blocks.0 is missing among the 0 blocks",
+    ),
+    "predictor without queries": (
+        "ijepa/checkpoint.pth", jepa(without("mask_token")), CheckpointError,
+        "lacks 1 tensors of the encoder: decoder.mask_token",
+    ),
+    "predictor for another encoder": (
+        "ijepa/checkpoint.pth", jepa(plus(predictor_embed__weight=ones(24, 32))), CheckpointError,
+        "decoder.embed.weight is [24, 32], expected [24, 40]",
+    ),
+    "predictor for another grid": (
+        "ijepa/checkpoint.pth", jepa(plus(predictor_pos_embed=ones(1, 25, 24))), CheckpointError,
+        "decoder.pos_embed is [1, 25, 24], expected [1, 16, 24]",
+    ),
+    "predictor without its last layer": (
+        "ijepa/checkpoint.pth", jepa(without("predictor_proj")), CheckpointError, "lacks decoder.pred.weight",
+    ),
+    "predictor of something else": (
+        "ijepa/checkpoint.pth", jepa(lambda _: {"action.weight": ones(4, 4)}), LayoutError,
+        "1 tensors that ijepa does not have: predictor.action.weight",
+    ),
+    "predictor that is not finite": (
+        "ijepa/checkpoint.pth", jepa(plus(predictor_norm__bias=torch.full((24,), float("nan")))), CheckpointError,
+        "'decoder.norm.bias' (24 of 24)",
+    ),
+    "regresser without its decoder": (
+        "cae/checkpoint.pth", without("decoder.decoder_blocks."), LayoutError, "no family recognises",
+    ),
+    "decoder without its first block": (
+        "cae/checkpoint.pth",
+        lambda s: {name.replace("decoder_blocks.0.", "decoder_blocks.1."): tensor for name, tensor in s.items()},
+        CheckpointError,
+        "decoder.blocks.0 is missing among the 1 blocks",
+    ),
+    "regresser without query bias": (
+        "cae/checkpoint.pth", without("regresser.regressor_blocks.0.cross_attn.q_bias"), CheckpointError,
+        "lacks 1 tensors of the encoder: decoder.regressor_blocks.0.cross_attn.query.bias",
+    ),
+    "regresser without queries": (
+        "cae/checkpoint.pth", without("mask_token"), CheckpointError, "of the encoder: decoder.mask_token",
+    ),
+    "regresser of another width": (
+        "cae/checkpoint.pth",
+        plus(regresser__regressor_blocks__0__cross_attn__q__weight=ones(40, 48)),
+        CheckpointError,
+        "4 heads in a regresser of width 48 are 48 wide together, but its queries are 40 wide",
+    ),
+    "regresser whose values are wider than its queries": (
+        "caev2/checkpoint.pth",
+        plus(regresser__regressor_blocks__0__cross_attn__v__weight=ones(48, 32)),
+        CheckpointError,
+        "cross_attn.value.weight is [48, 32], expected [32, 32]",
+    ),
+    "regresser without the way to it": (
+        "caev2/checkpoint.pth", without("encoder_to_regresser."), CheckpointError,
+        "lacks 2 tensors of the encoder: decoder.embed.bias, decoder.embed.weight",
+    ),
+    "head gone": ("caev2/checkpoint.pth", without("decoder.head"), CheckpointError, "lacks decoder.pred.weight"),
+    "tensors of no regresser": (
+        "caev2/checkpoint.pth", plus(regresser__pooler__weight=ones(4, 4)), LayoutError,
+        "1 tensors that cae does not have: regresser.pooler.weight",
+    ),
+    "convolution gone": (
+        "data2vec2/checkpoint.pth", without("modality_encoders.IMAGE.decoder.blocks.0."), CheckpointError,
+        "decoder.blocks.0 is missing among the 1 blocks",
+    ),
+    "convolution of vectors": (
+        "data2vec2/checkpoint.pth",
+        plus(modality_encoders__IMAGE__decoder__blocks__0__0__weight=ones(16, 12)),
+        CheckpointError,
+        "decoder.blocks.0.weight has shape [16, 12]; expected 4 dimensions above 0",
+    ),
+    "convolution that is not square": (
+        "data2vec2/checkpoint.pth",
+        plus(modality_encoders__IMAGE__decoder__blocks__0__0__weight=ones(16, 12, 3, 1)),
+        CheckpointError,
+        "decoder.blocks.0.weight is [16, 12, 3, 1], expected [16, 12, 3, 3]",
+    ),
+    "convolutions of other groups": (
+        "data2vec2/checkpoint.pth",
+        plus(modality_encoders__IMAGE__decoder__blocks__0__0__weight=ones(16, 7, 3, 3)),
+        CheckpointError,
+        "decoder.blocks.0.weight takes 7 channels per group; expected a divisor of 48",
+    ),
+    "convolutions without an end": (
+        "data2vec2/checkpoint.pth", without("modality_encoders.IMAGE.decoder.proj"), CheckpointError,
+        "lacks decoder.pred.weight",
+    ),
+}  # fmt: skip
+
+
 def saved(content: Any, folder: Path) -> Path:
     torch.save(content, folder / "c.pth")
     return folder / "c.pth"
@@ -198,6 +304,38 @@ def test_what_is_none_is_refused_in_words(tmp_path: Path, name: str) -> None:
         load_encoder(path, overrides=FOUR)
     assert type(caught.value) is error
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("name", BAD_PREDICTIONS)
+def test_what_predicts_nothing_is_refused_in_words(tmp_path: Path, name: str) -> None:
+    file, change, error, text = BAD_PREDICTIONS[name]
+    weights = "encoder" if file.startswith("ijepa") else None
+    path = saved(change(stored(file, weights)), tmp_path)
+    with pytest.raises(error) as caught:
+        load_encoder(path, overrides=Overrides(heads=4, decoder_heads=4, weights=weights))
+    assert type(caught.value) is error
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "gone", "weights"),
+    [
+        ("cae/checkpoint.pth", ("regresser.", "decoder.", "mask_token", "rd_pos_embed"), None),
+        ("cae/checkpoint.pth", ("regresser.",), None),
+        ("caev2/checkpoint.pth", ("regresser.", "encoder_to_regresser"), None),
+        ("data2vec2/checkpoint.pth", ("modality_encoders.IMAGE.decoder.",), None),
+        ("ijepa/checkpoint.pth", ("predictor.",), "encoder"),
+    ],
+)
+def test_without_what_predicts_the_encoder_is_the_same(
+    tmp_path: Path, file: str, gone: tuple[str, ...], weights: str | None
+) -> None:
+    encoder, report = load_encoder(saved(without(*gone)(stored(file, weights)), tmp_path), overrides=FOUR)
+    stated = Overrides(heads=4, decoder_heads=4, weights=weights)
+    whole = load_encoder(DATA / file, overrides=stated)[0].state_dict()
+    assert report.spec.decoder is None
+    assert set(encoder.state_dict()) == {name for name in whole if not name.startswith("decoder.")}
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in encoder.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from mae_export.decoder_spec import DecoderSpec
 from mae_export.encoders.load import load_encoder
 from mae_export.encoders.overrides import Overrides
-from mae_export.spec import DecoderSpec
 from tests.parity.cases import eps_times_ten
 from tests.parity.test_mae import SHAPES, hugging_face
 

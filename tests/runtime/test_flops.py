@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from mae_export.encoders.overrides import Overrides
 from mae_export.export.options import TraceOptions
 from mae_export.graph import read_manifest
 from mae_export.manifest import Manifest, Patches, TensorSpec
@@ -18,7 +19,7 @@ from mae_export.spec import ImageSpec
 def counted(path, manifest):
     """2 * rows * inner * columns of every product, from the arrays that one run on the golden image really has."""
     model = onnx.load(path)
-    products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
+    products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
     assert products
     weights = {weight.name: tuple(weight.dims) for weight in model.graph.initializer}
     wanted = {name for node in products for name in (node.input[0], node.output[0])} - set(weights)
@@ -26,7 +27,33 @@ def counted(path, manifest):
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     values = session.run(sorted(wanted), golden_feeds(manifest))
     shapes = weights | {name: value.shape for name, value in zip(sorted(wanted), values, strict=True)}
-    return sum(2 * np.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1] for node in products)
+    inner = {  # multiply-adds behind one output value: of a convolution, channels of one group times the kernel
+        node.name: np.prod(shapes[node.input[1]][1:]) if node.op_type == "Conv" else shapes[node.input[0]][-1]
+        for node in products
+    }
+    return sum(2 * np.prod(shapes[node.output[0]]) * inner[node.name] for node in products)
+
+
+@pytest.mark.parametrize("mask", ["keep", "none"])
+@pytest.mark.parametrize("folder", ["ijepa", "cae", "caev2", "data2vec2", "data2vec2_huge14"])
+def test_predictions_are_counted(exported, folder, mask):
+    if mask == "none" and folder in ("ijepa", "cae"):
+        pytest.skip("nothing is predicted where nothing is hidden")
+    stated = Overrides(heads=4, decoder_heads=4, weights="encoder" if folder == "ijepa" else None)
+    options = TraceOptions(mask=mask, features=("prediction", "pooled"))
+    path = exported(f"{folder}/checkpoint.pth", options, overrides=stated)
+    manifest = read_manifest(path)
+    kept = 16 if mask == "none" else len(golden_ids(16))
+    assert flops_per_image(manifest, kept) == counted(path, manifest)
+
+
+def test_decoders_of_older_graphs_are_counted(exported):
+    """Older graphs do not say what kind of decoder they have."""
+    path = exported("mae/checkpoint.pth", TraceOptions(mask="keep", features=("reconstruction",)))
+    manifest = read_manifest(path)
+    untold = {key: value for key, value in manifest.encoder["decoder"].items() if key != "kind"}
+    older = replace(manifest, encoder={**manifest.encoder, "decoder": untold})
+    assert flops_per_image(older, 16) == flops_per_image(manifest, 16)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from mae_export.spec import DecoderSpec, EncoderSpec, ImageSpec, StoredTable, Target
+from mae_export.decoder_spec import DecoderSpec, Target
+from mae_export.spec import EncoderSpec, ImageSpec, StoredTable
 
 
 @pytest.fixture(scope="session")

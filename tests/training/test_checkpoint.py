@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from mae_export.decoder_spec import DecoderSpec, Target
 from mae_export.encoders.load import load_encoder
 from mae_export.encoders.vit import ViT
 from mae_export.errors import InputError, ResourceError
-from mae_export.spec import DecoderSpec, EncoderSpec, ImageSpec, StoredTable, Target
+from mae_export.spec import EncoderSpec, ImageSpec, StoredTable
 from mae_export.training.checkpoint import save_checkpoint
 from mae_export.training.initialise import initialise
 from mae_export.training.pretrain import normalised_patches, reconstruct

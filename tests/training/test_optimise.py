@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from mae_export.spec import DecoderSpec, EncoderSpec, ImageSpec, StoredTable
+from mae_export.decoder_spec import DecoderSpec
+from mae_export.spec import EncoderSpec, ImageSpec, StoredTable
 from mae_export.training.initialise import initialise
 from mae_export.training.optimise import learning_rate, parameter_groups, scaled_rate
 

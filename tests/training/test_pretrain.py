@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from mae_export.decoder_spec import Target
 from mae_export.errors import InputError, MaskError, UsageError
-from mae_export.spec import EncoderSpec, ImageSpec, Target
+from mae_export.spec import EncoderSpec, ImageSpec
 from mae_export.training.pretrain import PretrainOptions, normalised_patches, pretrain, reconstruct
 
 OPTIONS = PretrainOptions(steps=150, batch=16, base_lr=0.06, warmup=0.1, seed=1)

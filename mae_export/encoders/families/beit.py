@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mae_export.decoder_spec import HeadSpec, Target
 from mae_export.encoders.beit import TABLE, BEiT
 from mae_export.encoders.encoder import Encoder
 from mae_export.encoders.families.describing import described
@@ -24,17 +25,7 @@ from mae_export.encoders.layer_scale import LayerScaleViT
 from mae_export.encoders.relative import CLASS_ROWS, table_rows
 from mae_export.encoders.vit import ViT
 from mae_export.errors import CheckpointError
-from mae_export.spec import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    EncoderSpec,
-    HeadSpec,
-    ImageSpec,
-    Pooled,
-    RelativeBias,
-    Target,
-    predicts_pixels,
-)
+from mae_export.spec import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec, ImageSpec, Pooled, RelativeBias, predicts_pixels
 
 HALF = (0.5, 0.5, 0.5)  # mean and std of timm's "inception" preprocessing
 INDEX = (r".*relative_position_index", "which row of a table a pair of tokens takes; computed again")

@@ -11,11 +11,13 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from mae_export.decoder_spec import ConvDecoderSpec
 from mae_export.encoders.data2vec2 import Data2Vec2
 from mae_export.encoders.families.describing import described
 from mae_export.encoders.families.family import Facts, Family, Layout, Variant
 from mae_export.encoders.families.naming import CLASSIFIER
-from mae_export.encoders.families.sizing import vit_spec
+from mae_export.encoders.families.sizing import depth_of, vit_spec
+from mae_export.errors import CheckpointError
 from mae_export.spec import EncoderSpec
 
 
@@ -27,13 +29,36 @@ def spec(facts: Facts) -> tuple[EncoderSpec, tuple[str, ...]]:
         InputError: when facts contradict each other.
     """
     base, notes = vit_spec(facts, "data2vec2", prefix_rows=0)
-    return replace(base, pooled="mean_patch"), notes
+    return replace(base, pooled="mean_patch", decoder=_decoder(facts, base.dim)), notes
+
+
+def _decoder(facts: Facts, dim: int) -> ConvDecoderSpec | None:
+    if not any(name.startswith("decoder.") for name in facts.shapes):
+        return None
+    depth = depth_of(facts.shapes, "decoder.")
+    channels, inputs, kernel, _ = facts.shape("decoder.blocks.0.weight", 4)
+    if dim % inputs:
+        raise CheckpointError(
+            f"{facts.where}: decoder.blocks.0.weight takes {inputs} channels per group; expected a divisor of {dim}"
+        )
+    return ConvDecoderSpec(
+        dim=channels,
+        depth=depth,
+        kernel=kernel,
+        groups=dim // inputs,
+        values=facts.shape("decoder.pred.weight", 2)[0],
+    )
 
 
 def outputs(spec: EncoderSpec) -> dict[str, str]:
     """What each output holds, with its source."""
     mean = "mean of the last block's patch tokens, the extra token left out (mae_image_classification.py)"
-    return described(spec, pooled=f"fine-tuned feature: fc_norm of the {mean}" if spec.norm == "pooled" else mean)
+    return described(
+        spec,
+        pooled=f"fine-tuned feature: fc_norm of the {mean}" if spec.norm == "pooled" else mean,
+        predicted="decoder's prediction of every patch in raster order; where patches are hidden it starts from zero, "
+        "the mean of the noise that training puts there (mask_noise_std 0.01)",
+    )
 
 
 def number_blocks(tensors: dict[str, Tensor]) -> None:
@@ -73,14 +98,10 @@ FAIRSEQ = Layout(
         (_IMAGE + r"context_encoder\.blocks\.(\d+\..*)", r"prenet.\1"),
         (r"(?:model\.)?(blocks\.\d+\..*)", r"\1"),
         (r"(?:model\.)?(fc_norm\..*)", r"\1"),
+        (_IMAGE + r"decoder\.blocks\.(\d+)\.0\.(weight|bias)", r"decoder.blocks.\1.\2"),
+        (_IMAGE + r"decoder\.proj\.(.*)", r"decoder.pred.\1"),
     ),
-    ignored=(
-        (
-            _IMAGE + r"decoder\..*",
-            "training decoder: it starts from noise where patches were hidden, so its output is not determined",
-        ),
-        (r"(?:model\.)?" + CLASSIFIER[0], CLASSIFIER[1]),
-    ),
+    ignored=((r"(?:model\.)?" + CLASSIFIER[0], CLASSIFIER[1]),),
     adapt=number_blocks,
 )
 
@@ -101,7 +122,7 @@ FAMILY = Family(
         Variant(name="H/14", dim=1280, depth=32, heads=16, patch=14, parameters=630_763_520),
     ),
     checked=(
-        "tokens, blocks, features and visible subsets, with and without blocks in the context encoder, against the "
-        "authors' code on random weights"
+        "tokens, blocks, features, visible subsets and the decoder with given noise, with and without blocks in the "
+        "context encoder, against the authors' code on random weights"
     ),
 )

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mae_export.decoder_spec import HeadSpec
 from mae_export.encoders.families.describing import described, normed_mean
 from mae_export.encoders.families.family import Facts, Family, Layout, Variant
 from mae_export.encoders.families.naming import CLASSIFIER
 from mae_export.encoders.families.sizing import CLIP_MEAN, CLIP_STD, EVAL_CROP, image_of, vit_spec
-from mae_export.spec import EncoderSpec, HeadSpec, ImageSpec
+from mae_export.spec import EncoderSpec, ImageSpec
 
 IMAGE = ImageSpec(size=(224, 224), crop_fraction=EVAL_CROP, mean=CLIP_MEAN, std=CLIP_STD)
 

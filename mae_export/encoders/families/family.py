@@ -135,6 +135,7 @@ class Family:
         image: how images are prepared for the sizes below.
         variants: published sizes.
         checked: what of it was compared with whose numbers.
+        undecoded: why a prediction cannot be had when a spec has no decoder, and what to do where something can be.
     """
 
     name: str
@@ -150,3 +151,4 @@ class Family:
     image: ImageSpec = EVALUATED
     variants: tuple[Variant, ...] = ()
     checked: str = ""
+    undecoded: str = "this checkpoint holds no decoder"

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from mae_export.decoder_spec import DecoderSpec, Target
 from mae_export.encoders.families.family import Facts, Family, Layout, Variant
 from mae_export.encoders.families.naming import CLASSIFIER, HUGGING_FACE_BLOCK, hugging_face_block
 from mae_export.encoders.families.sizing import depth_of, image_of, vit_spec
-from mae_export.spec import IMAGENET_MEAN, IMAGENET_STD, DecoderSpec, EncoderSpec, Pooled, Target
+from mae_export.spec import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec, Pooled
 
 DECODER_HEADS = 16  # models_mae.py: decoder_num_heads=16 for every published size
 

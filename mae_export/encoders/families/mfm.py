@@ -10,12 +10,13 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from mae_export.decoder_spec import HeadSpec
 from mae_export.encoders.families.describing import described, normed_mean
 from mae_export.encoders.families.family import Facts, Family, Layout, Variant
 from mae_export.encoders.families.naming import CLASSIFIER
 from mae_export.encoders.families.sizing import vit_spec
 from mae_export.errors import CheckpointError
-from mae_export.spec import EncoderSpec, HeadSpec
+from mae_export.spec import EncoderSpec
 
 
 def spec(facts: Facts) -> tuple[EncoderSpec, tuple[str, ...]]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from mae_export.decoder_spec import HeadSpec
 from mae_export.encoders.beit import BEiT
 from mae_export.encoders.families import FAMILIES, Facts
 from mae_export.encoders.families.beit import (
@@ -27,7 +28,7 @@ from mae_export.encoders.load import load_encoder
 from mae_export.encoders.overrides import Overrides
 from mae_export.encoders.vit import ViT
 from mae_export.errors import CheckpointError, InputError, LayoutError
-from mae_export.spec import EncoderSpec, HeadSpec, ImageSpec, RelativeBias, StoredTable
+from mae_export.spec import EncoderSpec, ImageSpec, RelativeBias, StoredTable
 
 TABLE = "relative_position_bias_table"
 HALF = (0.5, 0.5, 0.5)

@@ -5,9 +5,10 @@ import re
 import pytest
 import torch
 
+from mae_export.decoder_spec import AlignedRegresserSpec, RegresserSpec
 from mae_export.encoders.checkpoint import read_checkpoint
 from mae_export.encoders.families import FAMILIES, Facts
-from mae_export.encoders.families.cae import FAMILY, LAYOUT, outputs, spec
+from mae_export.encoders.families.cae import FAMILY, LAYOUT, PRETRAINED, PRETRAINED_V2, outputs, spec
 from mae_export.encoders.layer_scale import LayerScaleViT
 from mae_export.encoders.load import load_encoder
 from mae_export.encoders.overrides import Overrides
@@ -15,6 +16,7 @@ from mae_export.errors import CheckpointError
 from mae_export.spec import EncoderSpec, ImageSpec, StoredTable
 
 FOUR = Overrides(heads=4)
+BOTH = Overrides(heads=4, decoder_heads=4)
 
 
 def sized(dim: int, depth: int, heads: int, **changes: object) -> EncoderSpec:
@@ -51,25 +53,59 @@ def test_heads_may_be_stated() -> None:
         spec(Facts(shapes=named(sized(48, 2, 12)), metadata={}, overrides=Overrides()))
 
 
-@pytest.mark.parametrize(("folder", "aside"), [("cae", 80), ("caev2", 33)])
-def test_only_the_encoder_is_taken(fixture_dir, folder: str, aside: int) -> None:
+@pytest.mark.parametrize(
+    ("folder", "layout", "ignored"),
+    [
+        ("cae", PRETRAINED, {"alignment_encoder.": "copy of the encoder that makes the targets of training"}),
+        ("caev2", PRETRAINED_V2, {"regresser.norm.": "norm that CAE v2 creates and does not use"}),
+    ],
+)
+def test_encoder_and_regresser_are_taken(fixture_dir, folder: str, layout, ignored: dict[str, str]) -> None:
     file = fixture_dir / folder / "checkpoint.pth"
     tensors = read_checkpoint(file).tensors
-    encoder, report = load_encoder(file, overrides=FOUR)
-    assert (report.family, type(encoder)) == ("cae", LayerScaleViT)
-    assert all(name.startswith("encoder.") for name in report.used)
-    assert len(report.ignored) == aside == len(tensors) - len(report.used)
+    encoder, report = load_encoder(file, overrides=BOTH)
+    assert (report.family, report.layout, type(encoder)) == ("cae", layout.name, LayerScaleViT)
+    ((prefix, reason),) = ignored.items()
+    assert dict(report.ignored) == {name: reason for name in tensors if name.startswith(prefix)}
+    assert len(report.used) == len(tensors) - len(report.ignored)
     for name in ("cls_token", "pos_embed", "blocks.1.gamma_2", "norm.weight"):
         assert torch.equal(encoder.state_dict()[name], tensors[f"encoder.{name}"])
     bias = encoder.state_dict()["blocks.0.attn.qkv.bias"]
     assert torch.equal(bias[:48], tensors["encoder.blocks.0.attn.q_bias"])
     assert not bias[48:96].any()
-    reasons = {name.split(".")[0]: reason for name, reason in report.ignored}
-    assert reasons["regresser"] == reasons["rd_pos_embed"] == "regressor, used in training only"
-    assert reasons["decoder"] == reasons["mask_token"] == "decoder, used in training only"
+    assert torch.equal(encoder.decoder.pos_embed, tensors["rd_pos_embed"])
+    attention = encoder.decoder.regressor_blocks[0].cross_attn
+    for name, theirs in (("query.weight", "q.weight"), ("query.bias", "q_bias"), ("key.weight", "k.weight")):
+        tensor = tensors[f"regresser.regressor_blocks.0.cross_attn.{theirs}"]
+        assert torch.equal(attention.state_dict()[name], tensor)
     if folder == "cae":
-        assert reasons["alignment_encoder"] == "copy of the encoder that makes the targets of training"
         assert not torch.equal(tensors["alignment_encoder.cls_token"], encoder.cls_token)
+    assert any(note.startswith("other image sizes resample the regresser's positions") for note in report.notes)
+
+
+@pytest.mark.parametrize(("folder", "sizes"), [("cae", (48, 1, 192, 32)), ("caev2", (32, 1, 128, 24))])
+def test_the_regresser_is_sized_by_its_tensors(fixture_dir, folder: str, sizes) -> None:
+    decoder = load_encoder(fixture_dir / folder / "checkpoint.pth", overrides=BOTH)[1].spec.decoder
+    assert (decoder.dim, decoder.depth, decoder.mlp_hidden, decoder.values) == sizes
+    if folder == "cae":
+        assert (type(decoder), decoder.decoder_depth, decoder.target) == (RegresserSpec, 1, "token-logits")
+    else:
+        assert (type(decoder), decoder.target) == (AlignedRegresserSpec, "teacher-features")
+
+
+def test_the_regresser_has_twelve_heads_unless_said_otherwise(fixture_dir, tmp_path) -> None:
+    """Whatever the width: those of a published width of 1024 are 85 wide, 1020 together."""
+    file = fixture_dir / "caev2" / "checkpoint.pth"
+    with pytest.raises(CheckpointError, match=r"12 heads in a regresser of width 32 are 24 wide together, but its que"):
+        load_encoder(file, overrides=FOUR)
+    assert load_encoder(file, overrides=BOTH)[1].spec.decoder.heads == 4
+    assert load_encoder(fixture_dir / "cae" / "checkpoint.pth", overrides=FOUR)[1].spec.decoder.heads == 12
+    with pytest.raises(CheckpointError, match=r"pass --set decoder_heads=N with the trained number"):
+        load_encoder(file, overrides=Overrides(heads=4, decoder_heads=33))
+    large = RegresserSpec(dim=1024, depth=4, decoder_depth=4, heads=12, mlp_hidden=4096, values=8192)
+    made = sized(1024, 24, 16, decoder=large)
+    assert named(made)["decoder.regressor_blocks.3.cross_attn.proj.weight"] == (1024, 1020)
+    assert spec(Facts(shapes=named(made), metadata={}, overrides=Overrides()))[0] == made
 
 
 def test_an_encoder_alone_is_recognised(fixture_dir, tmp_path) -> None:
@@ -100,6 +136,12 @@ def test_outputs_are_told() -> None:
     )
     tuned = sized(192, 2, 12, norm="pooled", pooled="mean_patch")
     assert outputs(tuned)["pooled"].startswith("fine-tuning feature: fc_norm of the mean")
+    assert "prediction" not in outputs(tuned)
+    sizes = {"dim": 192, "depth": 1, "heads": 12, "mlp_hidden": 768, "values": 8}
+    v1, v2 = RegresserSpec(**sizes, decoder_depth=1), AlignedRegresserSpec(**sizes)
+    told = [outputs(sized(192, 2, 12, decoder=decoder))["prediction"] for decoder in (v1, v2)]
+    assert told[0].endswith("of all hidden patches at once, zero where a patch is visible")
+    assert told[1].startswith("head's prediction of every patch in raster order, of length one")
 
 
 def test_no_other_family_takes_it(fixture_dir) -> None:
@@ -117,4 +159,5 @@ def test_no_other_family_takes_it(fixture_dir) -> None:
 def test_a_substring_is_no_prefix() -> None:
     """`alignment_encoder.` ends in the encoder's prefix."""
     name = "alignment_encoder.blocks.0.norm1.weight"
-    assert not any(re.fullmatch(pattern, name) for pattern, _ in LAYOUT.renames)
+    for layout in (LAYOUT, PRETRAINED, PRETRAINED_V2):
+        assert not any(re.fullmatch(pattern, name) for pattern, _ in layout.renames)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from mae_export.decoder_spec import DecoderSpec
 from mae_export.encoders.checkpoint import read_checkpoint
 from mae_export.encoders.encoder import Encoder
 from mae_export.encoders.load import LoadReport, load_encoder
 from mae_export.encoders.overrides import Overrides
 from mae_export.errors import LayoutError
-from mae_export.spec import DecoderSpec
 
 FOUR = Overrides(heads=4, decoder_heads=4)
 State = dict[str, torch.Tensor]

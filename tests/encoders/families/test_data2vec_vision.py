@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 
+from mae_export.decoder_spec import HeadSpec
 from mae_export.encoders.families import Facts
 from mae_export.encoders.families.data2vec_vision import FAMILY, spec
 from mae_export.encoders.overrides import Overrides
-from mae_export.spec import EncoderSpec, HeadSpec
+from mae_export.spec import EncoderSpec
 from tests.encoders.families.test_beit import HALF, IMAGENET, SIZED, TUNED, named, unilm
 
 PRETRAINED = "mean and std of pixels are ImageNet's, with which they pre-trained; preprocessor_config.json is not read"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mae_export.decoder_spec import DecoderSpec
 from mae_export.encoders.beit import BEiT
 from mae_export.encoders.checkpoint import read_checkpoint
 from mae_export.encoders.families.dbot import FAMILY, outputs
@@ -14,7 +15,7 @@ from mae_export.encoders.load import load_encoder
 from mae_export.encoders.overrides import Overrides
 from mae_export.encoders.vit import ViT
 from mae_export.errors import LayoutError
-from mae_export.spec import DecoderSpec, RelativeBias, StoredTable
+from mae_export.spec import RelativeBias, StoredTable
 
 FOUR = Overrides(heads=4, decoder_heads=4)
 

@@ -4,12 +4,13 @@ import dataclasses
 
 import torch
 
+from mae_export.decoder_spec import HeadSpec
 from mae_export.encoders.beit import BEiT
 from mae_export.encoders.families import FAMILIES, Facts
 from mae_export.encoders.families.dbot_clip import LAYOUT, recognised, spec
 from mae_export.encoders.load import load_encoder
 from mae_export.encoders.overrides import Overrides
-from mae_export.spec import HeadSpec, StoredTable
+from mae_export.spec import StoredTable
 from tests.encoders.families.test_beit import IMAGENET, SIZED, TUNED, named, unilm
 
 

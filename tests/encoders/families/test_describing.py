@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
+from mae_export.decoder_spec import HeadSpec
 from mae_export.encoders.families.describing import described, normed_mean
-from mae_export.spec import HeadSpec
 from tests.encoders.formulas import SPEC
 
 

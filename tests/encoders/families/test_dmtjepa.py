@@ -27,3 +27,13 @@ def test_asked_for_they_are_the_same_encoder_under_their_own_name(fixture_dir) -
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
     assert dmtjepa.FAMILY.outputs(report.spec) == ijepa.FAMILY.outputs(other.spec)
+
+
+def test_the_predictor_is_said_to_be_alone(fixture_dir) -> None:
+    """LocalAggHead, which training puts before it, is in no file."""
+    overrides = Overrides(heads=4, weights="encoder")
+    _, report = load_encoder(fixture_dir / "dmtjepa/checkpoint.pth", family="dmtjepa", overrides=overrides)
+    told = dmtjepa.FAMILY.outputs(report.spec)["prediction"]
+    assert told.startswith(ijepa.PREDICTED)
+    assert told.endswith("the predictor alone, for files do not hold the LocalAggHead that training puts before it")
+    assert "LocalAggHead" not in ijepa.FAMILY.outputs(report.spec)["prediction"]

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from mae_export.decoder_spec import HeadSpec
 from mae_export.encoders.checkpoint import Checkpoint
 from mae_export.encoders.families import FAMILIES
 from mae_export.encoders.families.eva01 import FAMILY, FINE_TUNED, PRETRAINED, outputs
@@ -12,7 +13,7 @@ from mae_export.encoders.load import load_encoder, recognise
 from mae_export.encoders.overrides import Overrides
 from mae_export.encoders.vit import ViT
 from mae_export.errors import LayoutError
-from mae_export.spec import EncoderSpec, HeadSpec, ImageSpec, StoredTable
+from mae_export.spec import EncoderSpec, ImageSpec, StoredTable
 from tests.encoders.families.published import derived, parameters_of, renamed, shapes_of
 
 GIANT = EncoderSpec(

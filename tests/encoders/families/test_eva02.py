@@ -5,13 +5,14 @@ import dataclasses
 import pytest
 import torch
 
+from mae_export.decoder_spec import HeadSpec
 from mae_export.encoders.eva02 import EVA02, NormedEVA02
 from mae_export.encoders.families import Facts
 from mae_export.encoders.families.eva02 import FAMILY, LARGE, SMALL, join_gates
 from mae_export.encoders.load import load_encoder
 from mae_export.encoders.overrides import Overrides
 from mae_export.errors import CheckpointError
-from mae_export.spec import EncoderSpec, HeadSpec, ImageSpec, Rotary, StoredTable
+from mae_export.spec import EncoderSpec, ImageSpec, Rotary, StoredTable
 from tests.encoders.families.published import derived, parameters_of, reasons, renamed, shapes_of
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

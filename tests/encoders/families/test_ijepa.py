@@ -1,12 +1,17 @@
 """I-JEPA's facts: three sizes, no class token, and names of two publishers."""
 
+import dataclasses
+
 import pytest
 
+from mae_export.decoder_spec import PredictorSpec
 from mae_export.encoders.families import Facts
 from mae_export.encoders.families.ijepa import FACEBOOK, FAMILY, HUGGING_FACE, outputs
 from mae_export.encoders.load import load_encoder
 from mae_export.encoders.overrides import Overrides
+from mae_export.encoders.predictor import Predictor
 from mae_export.encoders.vit import ViT
+from mae_export.errors import InputError
 from mae_export.spec import EncoderSpec, ImageSpec, StoredTable
 from tests.encoders.families.published import derived, parameters_of, reasons, renamed, shapes_of
 
@@ -99,3 +104,37 @@ def test_the_feature_is_the_mean_of_finished_tokens() -> None:
     named = outputs(spec_of(FAMILY.variants[0]))
     assert named["pooled"] == "mean of the patch tokens after the final norm (section 4 of the paper)"
     assert "class_token" not in named
+    assert "prediction" not in named
+
+
+def test_the_predictor_comes_with_the_context_encoder_alone(fixture_dir) -> None:
+    path = fixture_dir / "ijepa/checkpoint.pth"
+    encoder, report = load_encoder(path, overrides=Overrides(heads=4, weights="encoder"))
+    assert report.spec.decoder == PredictorSpec(dim=24, depth=1, heads=4, mlp_hidden=96, values=40)
+    assert type(encoder.decoder) is Predictor
+    assert report.ignored == ()
+    assert outputs(report.spec)["prediction"].endswith("of all hidden patches at once, zero where a patch is visible")
+    target, other = load_encoder(path, overrides=Overrides(heads=4))
+    assert target.decoder is other.spec.decoder is None
+    assert "--set weights=encoder" in FAMILY.undecoded
+
+
+def test_the_predictor_has_as_many_heads_as_the_encoder_unless_said_otherwise(fixture_dir) -> None:
+    """src/helper.py hands it the encoder's number."""
+    path = fixture_dir / "ijepa/checkpoint.pth"
+    for heads, stated, found in ((4, None, 4), (2, None, 2), (4, 3, 3)):
+        overrides = Overrides(heads=heads, decoder_heads=stated, weights="encoder")
+        assert load_encoder(path, overrides=overrides)[1].spec.decoder.heads == found
+    with pytest.raises(InputError, match="predictor width 24 is not divisible by 5 heads; pass --set decoder_heads=N"):
+        load_encoder(path, overrides=Overrides(heads=5, weights="encoder"))
+    huge = spec_of(FAMILY.variants[0])
+    decoder = PredictorSpec(dim=384, depth=12, heads=16, mlp_hidden=1536, values=1280)
+    spec = dataclasses.replace(huge, decoder=decoder)
+    assert derived(FAMILY, shapes_of(spec, ViT)) == spec
+
+
+def test_the_predictor_may_be_left_out(fixture_dir) -> None:
+    overrides = Overrides(heads=4, weights="encoder", ignore=("predictor.",))
+    encoder, report = load_encoder(fixture_dir / "ijepa/checkpoint.pth", overrides=overrides)
+    assert encoder.decoder is None
+    assert len(report.ignored) == 20

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from mae_export.decoder_spec import DecoderSpec
 from mae_export.encoders.families import FAMILIES, Facts
 from mae_export.encoders.families.mae import FACEBOOK, HUGGING_FACE, RECIPE, Recipe
 from mae_export.encoders.overrides import Overrides
 from mae_export.encoders.vit import ViT
 from mae_export.errors import CheckpointError, InputError
-from mae_export.spec import DecoderSpec, EncoderSpec, ImageSpec, StoredTable
+from mae_export.spec import EncoderSpec, ImageSpec, StoredTable
 
 DECODER_512 = DecoderSpec(dim=512, depth=8, heads=16, mlp_hidden=2048)
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own spelling)
 
+from mae_export.decoder_spec import HeadSpec
 from mae_export.encoders.families.mfm import FAMILY, VIT, order_pixels, outputs
 from mae_export.encoders.vit import ViT
 from mae_export.errors import CheckpointError
-from mae_export.spec import EncoderSpec, HeadSpec, ImageSpec, StoredTable
+from mae_export.spec import EncoderSpec, ImageSpec, StoredTable
 from tests.encoders.families.published import derived, parameters_of, reasons, renamed, shapes_of
 
 BASE = EncoderSpec(
