@@ -9,7 +9,7 @@ def test_export_tells_what_it_loaded_and_proved(run, fixture_dir, tmp_path):
     out = tmp_path / "ft.onnx"
     code, text, _ = run("export", fixture_dir / "mae_finetune/checkpoint.pth", "-o", out, "--set", "heads=4")
     assert code == 0
-    assert "checkpoint.pth: mae (facebookresearch/mae); the authors' own weights are CC-BY-NC-4.0" in text
+    assert "checkpoint.pth: mae (facebookresearch/mae); licence of the authors' weights: CC-BY-NC-4.0" in text
     assert "2 blocks of width 48 with 4 heads, eps 1e-06, patch 8x8, images 64x64" in text
     assert "used 30 tensors, ignored 2, missing 0" in text
     assert "ignored head.weight: classifier, not part of the encoder" in text

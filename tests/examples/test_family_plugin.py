@@ -56,7 +56,7 @@ def test_its_checkpoint_is_recognised_and_exported(run, toy, tmp_path):
     path, graph = saved(toy, tmp_path / "toy.pth"), tmp_path / "toy.onnx"
     code, text, err = run("export", path, "-o", graph, "--set", "heads=4", "--mask", "keep")
     assert code == 0, err
-    assert "toy.pth: toy (toy); the authors' own weights are CC0-1.0" in text
+    assert "toy.pth: toy (toy); licence of the authors' weights: CC0-1.0" in text
     assert "mean of the 16 patch tokens after the final norm (toy/evaluate.py)" in text
     assert run("verify", graph, path)[0] == 0
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)

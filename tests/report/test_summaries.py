@@ -38,7 +38,7 @@ def test_a_load_says_what_became_of_every_tensor(capsys: Captured, graph: tuple[
     )
     summaries.show_load(report)
     assert lines(capsys) == [
-        "[b]vit[b].pth: mae (facebookresearch/mae); the authors' own weights are CC-BY-NC-4.0",
+        "[b]vit[b].pth: mae (facebookresearch/mae); licence of the authors' weights: CC-BY-NC-4.0",
         "  2 blocks of width 48 with 4 heads, eps 1e-06, patch 8x8, images 64x64",
         "  used 50 tensors, ignored 2, missing 0",
         "    ignored head.weight: classifier",
