@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 def show_load(report: LoadReport) -> None:
     """What became of a checkpoint."""
     spec = report.spec
-    console.say(f"{report.path.name}: {report.family} ({report.layout}); licence of the authors' weights: {report.licence}")
+    console.say(
+        f"{report.path.name}: {report.family} ({report.layout}); licence of the authors' weights: {report.licence}"
+    )
     console.say(
         f"  {spec.depth} blocks of width {spec.dim} with {spec.heads} heads, eps {spec.eps:g}, patch "
         f"{spec.patch[1]}x{spec.patch[2]}, images {spec.image.size[0]}x{spec.image.size[1]}"
