@@ -156,7 +156,7 @@ def test_tokens_are_predicted_as_by_the_authors(exported, fixture_dir):
 def test_the_norm_of_cae_serves_its_other_feature(fixture_dir, folder):
     """Fine-tuning takes the mean of the patches through the very norm of the file."""
     given, expected = (arrays(fixture_dir / folder, name) for name in ("input", "expected"))
-    encoder, _ = load_encoder(fixture_dir / folder / "checkpoint.pth", overrides=Overrides(heads=4))
+    encoder, _ = load_encoder(fixture_dir / folder / "checkpoint.pth", overrides=Overrides(heads=4, decoder_heads=4))
     encoder.spec = replace(encoder.spec, pooled="norm_of_mean")
     with torch.inference_mode():
         patches = encoder.patch_embed.proj(torch.from_numpy(given["pixel_values"])).flatten(2).transpose(1, 2)

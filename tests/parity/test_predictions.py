@@ -226,6 +226,20 @@ def test_another_image_size_agrees_with_the_formula(graph, fixture_dir, folder):
     assert relative_error(found, by_formula(encoder.resized(size), images, list(ids))) <= FLOOR
 
 
+@pytest.mark.parametrize("folder", ["ijepa", "cae", "caev2"])
+def test_another_image_size_resamples_the_table_of_what_predicts(fixture_dir, folder):
+    """As the encoder's: bicubically, without the class token's row."""
+    encoder = loaded(fixture_dir, folder)
+    table = encoder.decoder.pos_embed
+    prefix, width = encoder.spec.prefix_tokens, table.shape[-1]
+    grid = table[:, prefix:].reshape(1, 4, 4, width).permute(0, 3, 1, 2)
+    wanted = torch.nn.functional.interpolate(grid, size=(3, 5), mode="bicubic", align_corners=False)
+    found = encoder.resized((3 * encoder.spec.patch[1], 5 * encoder.spec.patch[2])).decoder.pos_embed
+    assert torch.equal(found[:, :prefix], table[:, :prefix])
+    assert float((found[:, prefix:] - wanted.flatten(2).transpose(1, 2)).abs().max()) < 1e-6
+    assert float((found[:, prefix:] - table[:, prefix : prefix + 15]).abs().max()) > 0.1
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_verifying_against_the_checkpoint_passes_and_a_broken_predictor_fails(graph, fixture_dir, folder):
     stated = Overrides(weights="encoder") if folder in JEPA else Overrides()
