@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 FEATURES = {
     "class_token": "class token after the final norm",
-    "mean_patch": "mean of the patch tokens after the final norm",
+    "mean_patch": "mean of the patch tokens after the last norm, the encoder's or the last block's",
     "norm_of_mean": "final norm of the mean of the last block's patch tokens",
     "fresh_norm_of_mean": "norm of the mean of the last block's patch tokens; fine-tuning trains that norm, here it is "
     "a fresh one",
