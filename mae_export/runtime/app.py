@@ -14,12 +14,11 @@ from mae_export.errors import InputError
 from mae_export.manifest import TensorSpec
 from mae_export.runtime.batching import Batcher, check_plan
 from mae_export.runtime.delegate import Delegate
-from mae_export.runtime.device_arrays import DeviceArray, host_array
 from mae_export.runtime.frames import Frame, Frames, frames_of, prepare_frame
 from mae_export.runtime.given import GivenVisible, Visible, plan_of
 from mae_export.runtime.padding import stack_padded, without_padding
 from mae_export.runtime.providers import Choice
-from mae_export.runtime.session import OnDevice, Session
+from mae_export.runtime.session import Session
 from mae_export.runtime.stages import Ahead
 from mae_export.runtime.visible import Plan
 
@@ -56,19 +55,6 @@ class FeatureSession(Delegate):
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run one batch of the model's own inputs; see `Session.run`."""
         return self._session.run(feeds, outputs)
-
-    def run_on_device(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, DeviceArray]:
-        """Run one batch and leave the outputs in the memory of the GPU, for other libraries; see `OnDevice`.
-
-            tokens = session.run_on_device({"images": images, "ids_keep": ids}, ["patch_tokens"])["patch_tokens"]
-            torch.from_dlpack(tokens)  # where the session's GPU is, without a copy; on a CPU in its memory
-
-        Raises:
-            UsageError: when the session spreads batches over several GPUs.
-        """
-        if isinstance(self._session, OnDevice):
-            return self._session.run_on_device(feeds, outputs)
-        return {name: host_array(values) for name, values in self._session.run(feeds, outputs).items()}
 
     def extract(
         self,

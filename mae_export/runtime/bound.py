@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mae_export.manifest import Manifest
-from mae_export.runtime.device_arrays import CUDA, DeviceArray
-from mae_export.runtime.feeds import extents_of, shape_of
+from mae_export.manifest import Manifest, TensorSpec
 
 Array = npt.NDArray[Any]
 Key = tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]
@@ -51,7 +49,7 @@ class BoundRuns:
     def __init__(self, runtime: Any, session: Any, manifest: Manifest, *, graphs: bool, device: int = 0) -> None:
         self._runtime = runtime
         self._session = session
-        self._manifest = manifest
+        self._specs = {spec.name: spec for spec in (*manifest.inputs, *manifest.outputs)}
         self._graphs = graphs
         self._device = device
         self._seen: dict[Key, None] = {}
@@ -70,24 +68,6 @@ class BoundRuns:
                 value.update_inplace(arrays[name])
             return self._finish(captured.binding, captured.number)
 
-    def run_on_device(self, feeds: Mapping[str, Array], names: Sequence[str]) -> list[DeviceArray]:
-        """The outputs in the GPU's memory, which is theirs: captured graphs, which keep their buffers, are not used."""
-        arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
-        with self._lock:
-            binding = self._bind(arrays, names)
-            self._launch(binding, NO_GRAPH)  # waits for the GPU
-            values = binding.get_outputs()
-        return [self._device_array(name, value) for name, value in zip(names, values, strict=True)]
-
-    def _device_array(self, name: str, value: Any) -> DeviceArray:
-        return DeviceArray(
-            address=value.data_ptr(),
-            shape=tuple(value.shape()),
-            dtype=self._manifest.output(name).dtype,
-            device=(CUDA, self._device),
-            owner=value,
-        )
-
     def _captured_for(self, key: Key, arrays: Mapping[str, Array]) -> _Captured | None:
         """Buffers for a shape that came before, while there are graphs left."""
         if not self._graphs or key in self._captured:
@@ -97,13 +77,18 @@ class BoundRuns:
             if len(self._seen) > REMEMBERED:
                 del self._seen[next(iter(self._seen))]
             return None
-        extents = extents_of(self._manifest, arrays)
+        extents = {
+            dim: size
+            for name, array in arrays.items()
+            for dim, size in zip(self._specs[name].shape, array.shape, strict=True)
+            if isinstance(dim, str)
+        }
         binding = self._session.io_binding()
         inputs = {name: self._buffer(array.shape, array.dtype) for name, array in arrays.items()}
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         for name in key[0]:
-            spec = self._manifest.output(name)
+            spec = self._specs[name]
             binding.bind_ortvalue_output(name, self._buffer(shape_of(spec, extents), np.dtype(spec.dtype)))
         self._captured[key] = _Captured(inputs=inputs, binding=binding, number=len(self._captured) + 1)
         return self._captured[key]
@@ -112,24 +97,27 @@ class BoundRuns:
         return self._runtime.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, DEVICE, self._device)
 
     def _run_once(self, arrays: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
-        return self._finish(self._bind(arrays, names), NO_GRAPH)
-
-    def _bind(self, arrays: Mapping[str, Array], names: Sequence[str]) -> Any:
-        """Inputs copied to the GPU, and outputs that ONNX Runtime allocates there."""
         binding = self._session.io_binding()
         for name, array in arrays.items():
             value = self._runtime.OrtValue.ortvalue_from_numpy(array, DEVICE, self._device)
             binding.bind_ortvalue_input(name, value)
         for name in names:
             binding.bind_output(name, DEVICE, self._device)
-        return binding
+        return self._finish(binding, NO_GRAPH)
 
-    def _launch(self, binding: Any, number: int) -> None:
+    def _finish(self, binding: Any, number: int) -> list[Array]:
         options = self._runtime.RunOptions()
         options.add_run_config_entry("gpu_graph_id", str(number))
         self._session.run_with_iobinding(binding, options)
-
-    def _finish(self, binding: Any, number: int) -> list[Array]:
-        self._launch(binding, number)
         values: list[Array] = binding.copy_outputs_to_cpu()
         return values
+
+
+def shape_of(spec: TensorSpec, extents: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of an output, whose symbolic axes are an input's or, as `kept+1`, a number more."""
+    return tuple(dim if isinstance(dim, int) else _size(dim, extents) for dim in spec.shape)
+
+
+def _size(dim: str, extents: Mapping[str, int]) -> int:
+    name, _, more = dim.partition("+")
+    return extents[name] + int(more or 0)

@@ -8,7 +8,6 @@ with `on_device`; memory, streams and events belong to the GPU that was current 
 from __future__ import annotations
 
 import ctypes
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,29 +103,6 @@ class DeviceMemory:
             _check(_cuda().cudaFree(address), "giving GPU memory back")
 
 
-class SharedMemory:
-    """Memory of a GPU that outlives whoever took it: it is given back when nothing holds this object any longer.
-
-    Args:
-        size: in bytes.
-        device: of the GPUs that CUDA shows; must be current.
-
-    Raises:
-        ResourceError: when there is not enough.
-    """
-
-    def __init__(self, size: int, *, device: int) -> None:
-        memory = DeviceMemory(size)
-        self.address = memory.address
-        # At the end of the program other libraries may still hold it, and the driver takes everything back.
-        weakref.finalize(self, _give_back, memory, device).atexit = False
-
-
-def _give_back(memory: DeviceMemory, device: int) -> None:
-    with on_device(device):  # CUDA itself waits for work on the memory
-        memory.close()
-
-
 class PinnedMemory:
     """Memory of the host that the GPU copies from and to without the CPU's help.
 
@@ -212,11 +188,6 @@ class Stream:
         _check(
             _cuda().cudaMemcpyAsync(target.address, source.address, size, kind, self._stream), "copying from the GPU"
         )
-
-    def copy_within(self, target: int, source: int, size: int) -> None:
-        """Copy `size` bytes between addresses that the GPU uses."""
-        kind = _cuda().cudaMemcpyKind.cudaMemcpyDefault  # on boards with one memory the source is the host's
-        _check(_cuda().cudaMemcpyAsync(target, source, size, kind, self._stream), "copying within the GPU")
 
     def record(self, event: Event) -> None:
         """Let the event stand for all work issued so far."""

@@ -48,26 +48,6 @@ def check_feeds(manifest: Manifest, feeds: Mapping[str, Array]) -> None:
         _check_mask(feeds["mask"])
 
 
-def extents_of(manifest: Manifest, feeds: Mapping[str, Array]) -> dict[str, int]:
-    """The size of every named axis in feeds that were checked, such as `batch` and `kept`."""
-    return {
-        dim: size
-        for spec in manifest.inputs
-        for dim, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
-        if isinstance(dim, str)
-    }
-
-
-def shape_of(spec: TensorSpec, extents: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of an output, whose symbolic axes are an input's or, as `kept+1`, a number more."""
-    return tuple(dim if isinstance(dim, int) else _size(dim, extents) for dim in spec.shape)
-
-
-def _size(dim: str, extents: Mapping[str, int]) -> int:
-    name, _, more = dim.partition("+")
-    return extents[name] + int(more or 0)
-
-
 def _check_tensor(spec: TensorSpec, array: Array, extents: dict[str, tuple[int, str]]) -> None:
     if not isinstance(array, np.ndarray):
         raise InputError(f"input {spec.name!r} is a {type(array).__name__}; expected a numpy array of {spec.dtype}")

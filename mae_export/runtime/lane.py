@@ -7,9 +7,8 @@ keeps the shapes and addresses of its context, so each graph has a context that 
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -147,28 +146,6 @@ class Lane:
             GraphError: when TensorRT refuses to run.
             MachineError: when the GPU fails.
         """
-        shapes = self._issue(bucket, feeds, lambda shapes: self._copy_out(names, shapes))
-        return {name: self._places[name].array(shapes[name]).copy() for name in names}
-
-    def run_on_device(self, bucket: Bucket, feeds: Mapping[str, Array], targets: Mapping[str, int], rows: int) -> None:
-        """Compute one batch, and leave the first rows of outputs at addresses in the GPU's memory.
-
-        Args:
-            bucket: of the feeds.
-            feeds: all inputs.
-            targets: address by name of each output wanted.
-            rows: how many.
-
-        Raises:
-            GraphError: when TensorRT refuses to run.
-            MachineError: when the GPU fails.
-        """
-        self._issue(bucket, feeds, lambda shapes: self._copy_within(targets, shapes, rows))
-
-    def _issue(
-        self, bucket: Bucket, feeds: Mapping[str, Array], hand_over: Callable[[dict[str, Shape]], None]
-    ) -> dict[str, Shape]:
-        """Copy in, compute and hand over, in the order of the lane's stream, and wait; returns the outputs' shapes."""
         self.open()
         try:
             self._copy_in(feeds)
@@ -179,10 +156,10 @@ class Lane:
                 shapes = self._compute(bucket, feeds)
                 self._stream.record(self._done)
                 gate.last = self._done
-            hand_over(shapes)
+            self._copy_out(names, shapes)
         finally:
             self._stream.synchronize()  # after an error too: buffers may still be in use
-        return shapes
+        return {name: self._places[name].array(shapes[name]).copy() for name in names}
 
     def _copy_in(self, feeds: Mapping[str, Array]) -> None:
         for name, feed in feeds.items():
@@ -196,12 +173,6 @@ class Lane:
             place = self._places[name]
             if place.device is not None:
                 self._stream.copy_out(place.pinned, place.device, place.array(shapes[name]).nbytes)
-
-    def _copy_within(self, targets: Mapping[str, int], shapes: Mapping[str, Shape], rows: int) -> None:
-        for name, target in targets.items():
-            place = self._places[name]
-            size = rows * math.prod(shapes[name][1:]) * np.dtype(place.dtype).itemsize
-            self._stream.copy_within(target, place.address, size)
 
     def _compute(self, bucket: Bucket, feeds: Mapping[str, Array]) -> dict[str, Shape]:
         captured = self._graphs.get(bucket)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import onnxruntime as ort
 from mae_export.errors import GraphError, MachineError, ResourceError
 from mae_export.manifest import METADATA_KEY, Manifest
 from mae_export.runtime.bound import BoundRuns
-from mae_export.runtime.device_arrays import DeviceArray, host_array
 from mae_export.runtime.doctor import read_cpu
 from mae_export.runtime.graph_manifest import read_manifest
 from mae_export.runtime.graph_session import GraphSession
@@ -72,31 +70,13 @@ class OrtSession(GraphSession):
         """Run one batch; see `Session.run`."""
         session, bound = self._open(), self._bound
         names = self._checked(feeds, outputs)
-        with self._explained():
-            values = session.run(list(names), dict(feeds)) if bound is None else bound.run(feeds, names)
-        return dict(zip(names, values, strict=True))
-
-    def run_on_device(
-        self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None = None
-    ) -> dict[str, DeviceArray]:
-        """Run one batch, and leave the outputs where they were computed; see `OnDevice`."""
-        bound = self._bound
-        if bound is None:
-            return {name: host_array(values) for name, values in self.run(feeds, outputs).items()}
-        self._open()
-        names = self._checked(feeds, outputs)
-        with self._explained():
-            return dict(zip(names, bound.run_on_device(feeds, names), strict=True))
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """ONNX Runtime's errors while running, in our words."""
         try:
-            yield
+            values = session.run(list(names), dict(feeds)) if bound is None else bound.run(feeds, names)
         except _LOAD_ERRORS as error:
             if "allocate memory" in str(error):
                 raise ResourceError(f"{self._path} ran out of memory; use a smaller batch ({error})") from error
             raise GraphError(f"{self._path} failed while running: {error}") from error
+        return dict(zip(names, values, strict=True))
 
     def close(self) -> None:
         """Give the memory back."""

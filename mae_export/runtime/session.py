@@ -7,14 +7,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy.typing as npt
 
 from mae_export.artefacts import ENGINE_SUFFIX, GRAPH_SUFFIX, require_graph
 from mae_export.errors import InputError, MachineError, MaeExportError, UsageError
 from mae_export.manifest import Manifest
-from mae_export.runtime.device_arrays import DeviceArray
 from mae_export.runtime.providers import AS_WRITTEN, DEVICE_ID, Backend, Choice, choose
 
 if TYPE_CHECKING:
@@ -73,21 +72,6 @@ class Session(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-
-
-@runtime_checkable
-class OnDevice(Protocol):
-    """A session that can leave its outputs where they were computed."""
-
-    def run_on_device(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, DeviceArray]:
-        """Run one batch like `Session.run`, but copy no output to the host.
-
-        Returns:
-            Arrays that other libraries take without a copy (`torch.from_dlpack`, `cupy.from_dlpack`, ...), complete
-            whatever stream they are used on. Let go of them when your work on them is done, not before: the memory is
-            free for other use then. On a CPU they are in its memory.
-        """
-        ...
 
 
 def open_session(

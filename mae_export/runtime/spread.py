@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from mae_export.errors import UsageError
 from mae_export.manifest import Manifest
-from mae_export.runtime.device_arrays import DeviceArray
 from mae_export.runtime.feeds import check_feeds
 from mae_export.runtime.session import Session
 
@@ -90,14 +89,6 @@ class SpreadSession:
             ]
         found = [each.result() for each in running]
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
-
-    def run_on_device(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, DeviceArray]:
-        """Refused: the rows of one output would lie in the memories of several GPUs."""
-        del feeds, outputs
-        raise UsageError(
-            f"{self.name} is open on {len(self._sessions)} devices, and no one array can lie in several memories; "
-            "open a session on each of them, or take outputs from `run`"
-        )
 
     def close(self) -> None:
         """Wait for runs in flight and close all sessions; closing twice is harmless."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mae_export.errors import GraphError, InputError, UsageError, VerificationError
-from mae_export.manifest import Manifest, TensorSpec
+from mae_export.manifest import Manifest
 from mae_export.runtime import engine_here, tensorrt_api
 from mae_export.runtime.buckets import Cut, cut_batch
-from mae_export.runtime.cuda import Device, DeviceMemory, SharedMemory, Stream, on_device, open_device
-from mae_export.runtime.device_arrays import CUDA, DeviceArray
+from mae_export.runtime.cuda import Device, DeviceMemory, Stream, on_device, open_device
 from mae_export.runtime.engine_file import EngineSidecar, load_plan, read_sidecar
 from mae_export.runtime.engine_here import EngineHere
 from mae_export.runtime.engine_match import require_backend, require_target, require_version
-from mae_export.runtime.feeds import check_feeds, extents_of, shape_of
+from mae_export.runtime.feeds import check_feeds
 from mae_export.runtime.golden import check_golden
 from mae_export.runtime.lane import Lane, Prepared, Tensor
 from mae_export.runtime.tensorrt_api import extents
@@ -145,67 +144,34 @@ class EngineSession:
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run one batch; see `Session.run`. Batches that no profile holds are cut, and the rest is filled up.
 
-        Two threads may run at once: one's copies overlap the other's computation.
+        Two threads may run at once: one's copies overlap the other's computation. The results are in the host's memory;
+        as numpy arrays they are DLPack exporters, so that other libraries (`torch.from_dlpack`) share them uncopied.
 
         Raises:
             InputError: also when no profile of the engine holds the number of visible patches.
             MachineError: when the GPU fails.
         """
-        names, cuts = self._checked(feeds, outputs)
-        with on_device(self._device):
-            parts = [self._run_part(cut, feeds, names) for cut in cuts]
-        return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in names}
-
-    def run_on_device(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, DeviceArray]:
-        """Run one batch, and leave the outputs in the GPU's memory; see `OnDevice`.
-
-        Every call takes memory of its own for them, which outlives the session where it has to.
-
-        Raises:
-            InputError: also when no profile of the engine holds the number of visible patches.
-            MachineError: when the GPU fails.
-            ResourceError: when its memory ran out.
-        """
-        names, cuts = self._checked(feeds, outputs)
-        extents = extents_of(self.manifest, feeds)
-        with on_device(self._device):
-            found = {name: self._room(self.manifest.output(name), extents) for name in names}
-            for cut in cuts:
-                targets = {name: array.address + cut.first * array.row_bytes for name, array in found.items()}
-                with self._lane() as lane:
-                    lane.run_on_device(cut.bucket, _filled_up(cut, feeds), targets, cut.last - cut.first)
-        return found
-
-    def _checked(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None) -> tuple[list[str], Sequence[Cut]]:
-        """The names of the outputs, and how the batch is cut over the profiles."""
         names = [spec.name for spec in self.manifest.outputs] if outputs is None else list(outputs)
         for name in names:
             self.manifest.output(name)
         check_feeds(self.manifest, feeds)
         batch = len(next(iter(feeds.values())))
         keep = feeds["ids_keep"].shape[1] if "ids_keep" in feeds else None
-        return names, cut_batch(self._sidecar.profiles, batch, keep)
-
-    def _room(self, spec: TensorSpec, extents: Mapping[str, int]) -> DeviceArray:
-        shape = shape_of(spec, extents)
-        memory = SharedMemory(math.prod(shape) * np.dtype(spec.dtype).itemsize, device=self._device)
-        return DeviceArray(
-            address=memory.address, shape=shape, dtype=spec.dtype, device=(CUDA, self._device), owner=memory
-        )
+        with on_device(self._device):
+            parts = [self._run_part(cut, feeds, names) for cut in cut_batch(self._sidecar.profiles, batch, keep)]
+        return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in names}
 
     def _run_part(self, cut: Cut, feeds: Mapping[str, Array], names: list[str]) -> dict[str, Array]:
-        with self._lane() as lane:
-            found = lane.run(cut.bucket, _filled_up(cut, feeds), names)
-        rows = cut.last - cut.first
-        return found if rows == cut.bucket.batch else {name: values[:rows] for name, values in found.items()}
-
-    @contextmanager
-    def _lane(self) -> Iterator[Lane]:
+        part = {name: array[cut.first : cut.last] for name, array in feeds.items()}
+        more = cut.bucket.batch - (cut.last - cut.first)
+        if more:
+            part = {name: np.concatenate([array, array[-1:].repeat(more, 0)]) for name, array in part.items()}
         lane = self._borrow()
         try:
-            yield lane
+            found = lane.run(cut.bucket, part, names)
         finally:
             self._lanes.put(lane)
+        return {name: values[: cut.last - cut.first] for name, values in found.items()} if more else found
 
     def _borrow(self) -> Lane:
         lane = self._lanes.get()
@@ -235,15 +201,6 @@ class EngineSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _filled_up(cut: Cut, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """The rows of a cut, and the last one again until its bucket is full."""
-    part = {name: array[cut.first : cut.last] for name, array in feeds.items()}
-    more = cut.bucket.batch - (cut.last - cut.first)
-    if more:
-        part = {name: np.concatenate([array, array[-1:].repeat(more, 0)]) for name, array in part.items()}
-    return part
 
 
 def _names(engine: trt.ICudaEngine) -> list[str]:

@@ -34,7 +34,6 @@ class cudaError_t(enum.IntEnum):  # noqa: N801
 class cudaMemcpyKind(enum.IntEnum):  # noqa: N801
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
-    cudaMemcpyDefault = 4
 
 
 class cudaStreamCaptureMode(enum.IntEnum):  # noqa: N801
@@ -264,9 +263,6 @@ class CudaDouble:
                 self.finish(operation)
 
     def cudaMemcpyAsync(self, target, source, size, kind, handle):
-        if kind == cudaMemcpyKind.cudaMemcpyDefault:
-            self.copy_within(int(target), self.block_at(source), size, handle)
-            return
         target, source = self.block_at(target), self.block_at(source)
         inwards = kind == cudaMemcpyKind.cudaMemcpyHostToDevice
         if (source.host, target.host) != (inwards, not inwards) or size > min(source.size, target.size):
@@ -282,14 +278,6 @@ class CudaDouble:
             target.write(content)
 
         self.issue("copy in" if inwards else "copy out", handle, copy, reads=[source], writes=[target])
-
-    def copy_within(self, address, source, size, handle):
-        """Between addresses of the GPU, the target's being anywhere in a block."""
-        holding = [b for b in self.blocks.values() if b.address <= address and address + size <= b.address + b.size]
-        if not holding or not (source.gpu and holding[0].gpu) or size > source.size:
-            raise Misuse(f"a copy of {size} bytes within the GPU from {source.size} bytes to where there is no room")
-        run = lambda: ctypes.memmove(address, source.address, size)  # noqa: E731
-        self.issue("copy within", handle, run, reads=[source], writes=[holding[0]])
 
     # Events: what was known to a stream when they were recorded
 

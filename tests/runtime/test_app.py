@@ -10,7 +10,6 @@ from mae_export.errors import InputError, MaskError, UsageError
 from mae_export.export.options import TraceOptions
 from mae_export.manifest import TensorSpec
 from mae_export.runtime.app import FeatureSession
-from mae_export.runtime.device_arrays import CPU
 from mae_export.runtime.fake import FakeSession
 from mae_export.runtime.frames import prepare_frame
 from mae_export.runtime.providers import Choice
@@ -182,11 +181,3 @@ def test_many_threads_on_a_real_graph(exported, backend):
         np.testing.assert_array_equal(one["pooled"], other["pooled"])
         np.testing.assert_allclose(together["pooled"][index], one["pooled"][0], atol=1e-4)
         assert (together["ids_keep"][index] >= 0).sum() == masks[index].sum()
-
-
-def test_outputs_for_other_libraries_on_a_cpu(fake):
-    session = fake("keep")
-    fed = {"images": noise(2, 32, 32, 3), "ids_keep": np.array([[0, 5, 2], [7, 1, 3]])}
-    found = session.run_on_device(fed, ["pooled"])
-    assert (list(found), found["pooled"].__dlpack_device__()) == (["pooled"], (CPU, 0))
-    np.testing.assert_array_equal(np.from_dlpack(found["pooled"]), session.run(fed)["pooled"])

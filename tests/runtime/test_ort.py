@@ -1,7 +1,5 @@
 """The ONNX Runtime session on tiny graphs built here, node by node, so that no exporter is needed."""
 
-import dataclasses
-
 import numpy as np
 import onnx
 import onnxruntime
@@ -15,8 +13,6 @@ from mae_export.export.options import TraceOptions
 from mae_export.files import sha256_files
 from mae_export.manifest import METADATA_KEY
 from mae_export.runtime.compare import compare
-from mae_export.runtime.device_arrays import CPU
-from mae_export.runtime.device_arrays import CUDA as CUDA_KIND
 from mae_export.runtime.doctor import Cpu
 from mae_export.runtime.ort import OrtSession
 from mae_export.runtime.probes import golden_feeds
@@ -220,31 +216,6 @@ def test_a_session_on_a_gpu_computes_the_same(tmp_path, manifest, on_gpu):
         session.run(feeds())
 
 
-def require_means(array):
-    here = dataclasses.replace(array, device=(CPU, 0))  # where the double has it
-    np.testing.assert_allclose(np.from_dlpack(here), np.tile(feeds()["images"].mean(axis=(1, 2)), (1, 2)), rtol=1e-6)
-
-
-def test_outputs_stay_on_the_gpu(tmp_path, manifest, on_gpu):
-    path = write_graph(tmp_path / "tiny.onnx", manifest)
-    with open_session(path, backend="cuda") as session:
-        found = session.run_on_device(feeds())["pooled"]
-        assert (found.__dlpack_device__(), found.shape, found.dtype) == ((CUDA_KIND, 0), (2, 6), "float32")
-        with pytest.raises(UsageError, match="there is no output 'dense'"):
-            session.run_on_device(feeds(), ["dense"])
-    require_means(found)
-    on_gpu.runs_out_of_memory = True
-    with open_session(path, backend="cuda") as session, pytest.raises(ResourceError, match="use a smaller batch"):
-        session.run_on_device(feeds())
-
-
-def test_outputs_of_a_cpu_stay_there(tmp_path, manifest):
-    with open_session(write_graph(tmp_path / "tiny.onnx", manifest), backend="cpu") as session:
-        found = session.run_on_device(feeds())["pooled"]
-    assert found.__dlpack_device__() == (CPU, 0)
-    require_means(found)
-
-
 def test_two_gpus_share_a_batch(tmp_path, manifest, on_gpu, monkeypatch):
     used = set()
     monkeypatch.setattr(onnxruntime_double, "_require_device", lambda device, number: used.add((device, number)))
@@ -324,17 +295,3 @@ def test_only_cpus_without_vnni_pay_for_that(tmp_path, manifest, monkeypatch, fl
     else:
         with pytest.raises(RuntimeError, match="x64quantprecision"):
             options.get_session_config_entry("session.x64quantprecision")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(CUDA not in onnxruntime.get_available_providers(), reason="ONNX Runtime has no CUDA provider")
-def test_pytorch_takes_outputs_on_the_gpu(exported):
-    torch = pytest.importorskip("torch")
-    path = exported("mae/checkpoint.pth", TraceOptions(mask="keep", features=("pooled", "patch_tokens")))
-    with open_session(path, backend="cuda") as session:
-        fed = golden_feeds(session.manifest)
-        expected, found = session.run(fed), session.run_on_device(fed)
-        taken = {name: torch.from_dlpack(array) for name, array in found.items()}
-    for name, tensor in taken.items():
-        assert tensor.is_cuda
-        np.testing.assert_allclose(tensor.cpu().numpy(), expected[name], rtol=1e-5, atol=1e-5)

@@ -64,12 +64,6 @@ def test_it_is_the_model(three):
         assert session.description == "3 devices: fake session; fake session; fake session"
 
 
-def test_outputs_cannot_lie_on_several_devices(three):
-    told = "open on 3 devices, and no one array can lie in several memories; open a session on each"
-    with SpreadSession(three) as session, pytest.raises(UsageError, match=told):
-        session.run_on_device(feeds(6))
-
-
 def test_wrong_feeds_reach_no_device(three):
     with SpreadSession(three) as session:
         with pytest.raises(InputError, match="'ids_keep' is missing"):

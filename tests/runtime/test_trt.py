@@ -20,7 +20,6 @@ from mae_export.errors import (
     VerificationError,
 )
 from mae_export.manifest import TensorSpec
-from mae_export.runtime.device_arrays import CPU, CUDA
 from mae_export.runtime.engine_file import sidecar_path
 from mae_export.runtime.session import open_session
 from mae_export.runtime.trt import EngineSession
@@ -161,60 +160,6 @@ def test_results_are_shared_by_dlpack(behaviour, engine):
     shared = np.from_dlpack(found)
     found[:] = 5
     assert (shared == 5).all()
-
-
-def values_of(array):
-    """What lies in the memory of the double's GPU, which is the CPU's."""
-    return np.from_dlpack(dataclasses.replace(array, device=(CPU, 0)))
-
-
-@pytest.mark.parametrize("unified", [False, True])
-def test_outputs_that_stay_on_the_gpu(monkeypatch, engine, unified):
-    gpu = install(monkeypatch, gpu=CudaDouble(unified=unified)).gpu
-    with EngineSession(engine()) as session:
-        kept = []
-        for rows in (4, 11, 1):  # the second is cut, the third filled up
-            fed = feeds(rows, 4, rows)
-            kept.append((session.run(fed), session.run_on_device(fed)))
-        outwards = gpu.issued.count(("copy out", gpu.issued[0][1]))
-        session.run_on_device(feeds())
-        assert gpu.issued.count(("copy out", gpu.issued[0][1])) == outwards, "nothing is copied to the host"
-        with pytest.raises(UsageError, match="there is no output 'dense'"):
-            session.run_on_device(feeds(), ["dense"])
-        with pytest.raises(MaskError, match="16"):
-            session.run_on_device({**feeds(), "ids_keep": np.full((4, 4), 16)})
-    for expected, found in kept:
-        assert found.keys() == expected.keys()
-        for name, array in found.items():
-            assert (array.__dlpack_device__(), array.dtype) == ((CUDA, 0), str(expected[name].dtype))
-            np.testing.assert_array_equal(values_of(array), expected[name])
-    assert gpu.leaks() == {"memory": sum(len(found) for _, found in kept)}, "they outlive the session"
-    taken = values_of(kept[0][1]["pooled"])
-    del kept, found, array
-    assert gpu.leaks() == {"memory": 1}, "a library still holds one"
-    np.testing.assert_array_equal(taken, taken.copy())
-    del taken
-    assert gpu.leaks() == {}
-
-
-def test_outputs_on_another_gpu_are_given_back_there(monkeypatch, engine):
-    gpu = install(monkeypatch, gpu=CudaDouble(count=2)).gpu
-    with EngineSession(engine(), device=1) as session:
-        found = session.run_on_device(feeds())["pooled"]
-        assert found.__dlpack_device__() == (CUDA, 1)
-    del found
-    assert (gpu.current, gpu.leaks()) == (0, {})
-
-
-def test_a_gpu_too_full_for_outputs_keeps_nothing(behaviour, engine):
-    with EngineSession(engine()) as session:
-        session.run(feeds())
-        behaviour.gpu.refuse["cudaMalloc"] = cudaError_t.cudaErrorMemoryAllocation
-        with pytest.raises(ResourceError, match="bytes of GPU memory"):
-            session.run_on_device(feeds())
-        del behaviour.gpu.refuse["cudaMalloc"]
-        require_right(session, feeds())
-    assert behaviour.gpu.leaks() == {}
 
 
 # Ending
