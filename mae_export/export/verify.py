@@ -25,6 +25,7 @@ from mae_export.errors import InputError
 from mae_export.export.view import PREDICTIONS, ExportView
 from mae_export.manifest import Manifest, Verification
 from mae_export.runtime.compare import Report, compare
+from mae_export.runtime.device_array import DeviceArray, on_host
 from mae_export.runtime.session import Session
 from mae_export.runtime.thresholds import limits_of
 
@@ -71,6 +72,10 @@ class TorchSession:
         with torch.inference_mode():
             values = self._outputs({name: torch.from_numpy(array) for name, array in feeds.items()}, names)
         return {name: value.numpy() for name, value in zip(names, values, strict=True)}
+
+    def run_on_device(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, DeviceArray]:
+        """Run one batch; see `Session.run_on_device`. The device is the CPU."""
+        return on_host(self.run(feeds, outputs))
 
     def _outputs(self, feeds: Mapping[str, Tensor], names: tuple[str, ...]) -> tuple[Tensor, ...]:
         ids, num, hidden = feeds.get("ids_keep"), feeds.get("num_keep"), feeds.get("mask")

@@ -14,6 +14,7 @@ from mae_export.errors import InputError
 from mae_export.manifest import TensorSpec
 from mae_export.runtime.batching import Batcher, check_plan
 from mae_export.runtime.delegate import Delegate
+from mae_export.runtime.device_array import DeviceArray
 from mae_export.runtime.frames import Frame, Frames, frames_of, prepare_frame
 from mae_export.runtime.given import GivenVisible, Visible, plan_of
 from mae_export.runtime.padding import stack_padded, without_padding
@@ -55,6 +56,10 @@ class FeatureSession(Delegate):
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run one batch of the model's own inputs; see `Session.run`."""
         return self._session.run(feeds, outputs)
+
+    def run_on_device(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, DeviceArray]:
+        """The same with the outputs left where they were computed, for other libraries; see `Session.run_on_device`."""
+        return self._session.run_on_device(feeds, outputs)
 
     def extract(
         self,

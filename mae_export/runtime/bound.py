@@ -4,19 +4,27 @@ A batch is copied in, computed and copied out once; ONNX Runtime alone would sta
 graph replays all kernels of a batch with one launch, which counts where batches are small; it holds addresses, so every
 captured shape keeps buffers. Shapes that come once, as in jobs whose rows keep different numbers of patches, are not
 worth that.
+
+Outputs that stay on the GPU are copied there once more, out of buffers that ONNX Runtime or a graph uses again.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mae_export.manifest import Manifest, TensorSpec
+from mae_export.manifest import Manifest
+from mae_export.runtime.cuda import Stream, on_device
+from mae_export.runtime.device_array import DeviceArray
+from mae_export.runtime.device_outputs import DeviceOutputs
+from mae_export.runtime.feeds import output_shapes
 
 Array = npt.NDArray[Any]
 Key = tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]
@@ -49,24 +57,52 @@ class BoundRuns:
     def __init__(self, runtime: Any, session: Any, manifest: Manifest, *, graphs: bool, device: int = 0) -> None:
         self._runtime = runtime
         self._session = session
-        self._specs = {spec.name: spec for spec in (*manifest.inputs, *manifest.outputs)}
+        self._manifest = manifest
         self._graphs = graphs
         self._device = device
         self._seen: dict[Key, None] = {}
         self._captured: dict[Key, _Captured] = {}
         self._lock = threading.Lock()
+        self._outputs = DeviceOutputs(device)
 
     def run(self, feeds: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
         """Values of the outputs, in the order of their names; feeds were checked against the manifest."""
+        with self._lock:
+            values: list[Array] = self._run(feeds, names).copy_outputs_to_cpu()
+        return values
+
+    def run_on_device(self, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, DeviceArray]:
+        """The same with the values left on the GPU, by name."""
+        shapes = output_shapes(self._manifest, feeds, names)
+        with self._lock, on_device(self._device), ExitStack() as resources:
+            stream = Stream()
+            resources.callback(stream.close)
+            binding = self._run(feeds, names)
+            binding.synchronize_outputs()
+            found = {}
+            for name, value in zip(names, binding.get_outputs(), strict=True):
+                dtype = np.dtype(self._manifest.output(name).dtype)
+                size = math.prod(shapes[name]) * dtype.itemsize
+                memory = self._outputs.take(size)
+                memory.fill(stream, value.data_ptr(), size)
+                found[name] = DeviceArray(memory, shapes[name], dtype.name)
+            stream.synchronize()  # the next run writes into the same buffers
+        return found
+
+    def close(self) -> None:
+        """Give back the memory of outputs that nobody has any more."""
+        self._outputs.close()
+
+    def _run(self, feeds: Mapping[str, Array], names: Sequence[str]) -> Any:
+        """The binding whose outputs hold the values."""
         arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         key = (tuple(names), tuple(arrays[name].shape for name in sorted(arrays)))
-        with self._lock:
-            captured = self._captured_for(key, arrays)
-            if captured is None:
-                return self._run_once(arrays, names)
-            for name, value in captured.inputs.items():
-                value.update_inplace(arrays[name])
-            return self._finish(captured.binding, captured.number)
+        captured = self._captured_for(key, arrays)
+        if captured is None:
+            return self._run_once(arrays, names)
+        for name, value in captured.inputs.items():
+            value.update_inplace(arrays[name])
+        return self._finish(captured.binding, captured.number)
 
     def _captured_for(self, key: Key, arrays: Mapping[str, Array]) -> _Captured | None:
         """Buffers for a shape that came before, while there are graphs left."""
@@ -77,26 +113,21 @@ class BoundRuns:
             if len(self._seen) > REMEMBERED:
                 del self._seen[next(iter(self._seen))]
             return None
-        extents = {
-            dim: size
-            for name, array in arrays.items()
-            for dim, size in zip(self._specs[name].shape, array.shape, strict=True)
-            if isinstance(dim, str)
-        }
+        shapes = output_shapes(self._manifest, arrays, key[0])
         binding = self._session.io_binding()
         inputs = {name: self._buffer(array.shape, array.dtype) for name, array in arrays.items()}
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         for name in key[0]:
-            spec = self._specs[name]
-            binding.bind_ortvalue_output(name, self._buffer(shape_of(spec, extents), np.dtype(spec.dtype)))
+            dtype = np.dtype(self._manifest.output(name).dtype)
+            binding.bind_ortvalue_output(name, self._buffer(shapes[name], dtype))
         self._captured[key] = _Captured(inputs=inputs, binding=binding, number=len(self._captured) + 1)
         return self._captured[key]
 
     def _buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         return self._runtime.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, DEVICE, self._device)
 
-    def _run_once(self, arrays: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
+    def _run_once(self, arrays: Mapping[str, Array], names: Sequence[str]) -> Any:
         binding = self._session.io_binding()
         for name, array in arrays.items():
             value = self._runtime.OrtValue.ortvalue_from_numpy(array, DEVICE, self._device)
@@ -105,19 +136,8 @@ class BoundRuns:
             binding.bind_output(name, DEVICE, self._device)
         return self._finish(binding, NO_GRAPH)
 
-    def _finish(self, binding: Any, number: int) -> list[Array]:
+    def _finish(self, binding: Any, number: int) -> Any:
         options = self._runtime.RunOptions()
         options.add_run_config_entry("gpu_graph_id", str(number))
         self._session.run_with_iobinding(binding, options)
-        values: list[Array] = binding.copy_outputs_to_cpu()
-        return values
-
-
-def shape_of(spec: TensorSpec, extents: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of an output, whose symbolic axes are an input's or, as `kept+1`, a number more."""
-    return tuple(dim if isinstance(dim, int) else _size(dim, extents) for dim in spec.shape)
-
-
-def _size(dim: str, extents: Mapping[str, int]) -> int:
-    name, _, more = dim.partition("+")
-    return extents[name] + int(more or 0)
+        return binding

@@ -39,6 +39,11 @@ class Cut:
     last: int
     bucket: Bucket
 
+    @property
+    def rows(self) -> int:
+        """How many of its rows are not repetitions."""
+        return self.last - self.first
+
 
 def cut_batch(profiles: tuple[Profile, ...], batch: int, keep: int | None) -> list[Cut]:
     """Which parts of a batch run in which profile: as many rows at once as one holds, in the smallest that does.

@@ -8,6 +8,7 @@ with `on_device`; memory, streams and events belong to the GPU that was current 
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import numpy.typing as npt
 from mae_export.errors import MachineError, MaeExportError, ResourceError
 
 Array = npt.NDArray[Any]
+DEFAULT_STREAM = 1  # the handle of the default stream that all threads share
+_capturing = threading.RLock()  # nobody may wait for a whole GPU while a stream of it is captured
 NO_GPU = "engines need an NVIDIA GPU, and a driver no older than cuda-python. See `mae-export doctor`"
 
 
@@ -145,6 +148,14 @@ class Event:
         cuda = _cuda()
         self.handle = _check(cuda.cudaEventCreateWithFlags(cuda.cudaEventDisableTiming), "making an event")
 
+    def record_on(self, stream: int) -> None:
+        """Stand for all work issued so far to another library's stream, given by its handle."""
+        _check(_cuda().cudaEventRecord(self.handle, stream), "recording an event")
+
+    def hold_back(self, stream: int) -> None:
+        """Let another library's stream do no later work before the event's has been done."""
+        _check(_cuda().cudaStreamWaitEvent(stream, self.handle, 0), "waiting for an event")
+
     def close(self) -> None:
         """Give it back; twice is harmless."""
         handle, self.handle = self.handle, None
@@ -189,6 +200,11 @@ class Stream:
             _cuda().cudaMemcpyAsync(target.address, source.address, size, kind, self._stream), "copying from the GPU"
         )
 
+    def copy_within(self, target: int, source: int, size: int) -> None:
+        """Copy between two addresses that the GPU uses."""
+        kind = _cuda().cudaMemcpyKind.cudaMemcpyDefault  # on boards that share memory the source is the host's
+        _check(_cuda().cudaMemcpyAsync(target, source, size, kind, self._stream), "copying on the GPU")
+
     def record(self, event: Event) -> None:
         """Let the event stand for all work issued so far."""
         _check(_cuda().cudaEventRecord(event.handle, self._stream), "recording an event")
@@ -209,11 +225,12 @@ class Stream:
         """
         cuda = _cuda()
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal  # other threads may go on allocating
-        _check(cuda.cudaStreamBeginCapture(self._stream, mode), "capturing a CUDA graph")
-        try:
-            issue()
-        finally:
-            status, captured = cuda.cudaStreamEndCapture(self._stream)
+        with _capturing:
+            _check(cuda.cudaStreamBeginCapture(self._stream, mode), "capturing a CUDA graph")
+            try:
+                issue()
+            finally:
+                status, captured = cuda.cudaStreamEndCapture(self._stream)
         _check((status,), "capturing a CUDA graph")
         try:
             return Graph(_check(cuda.cudaGraphInstantiate(captured, 0), "preparing a CUDA graph"))
@@ -231,13 +248,19 @@ class Stream:
             _check(_cuda().cudaStreamDestroy(stream), "giving a stream back")
 
 
+def wait_for_gpu() -> None:
+    """Wait until the current GPU has done all work of this process, whoever issued it."""
+    with _capturing:
+        _check(_cuda().cudaDeviceSynchronize(), "waiting for the GPU")
+
+
 def _cuda() -> Any:
     try:
         from cuda.bindings import runtime
     except ImportError as error:
         raise MachineError(
-            f"running engines needs cuda-python, which cannot be imported ({error}); run: "
-            "pip install 'mae-export[tensorrt]', or 'mae-export[rtx]' for TensorRT-RTX"
+            f"engines, and outputs that stay on the GPU, need cuda-python, which cannot be imported ({error}); run: "
+            "pip install 'mae-export[tensorrt]', 'mae-export[rtx]' for TensorRT-RTX, 'mae-export[gpu]' for ONNX Runtime"
         ) from error
     return runtime
 

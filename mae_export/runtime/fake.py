@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from mae_export.errors import InputError, UsageError
 from mae_export.manifest import Manifest, TensorSpec
+from mae_export.runtime.device_array import DeviceArray, on_host
 from mae_export.runtime.feeds import check_feeds
 from mae_export.runtime.patchify import patchify
 
@@ -74,6 +75,10 @@ class FakeSession:
             computed = self._function(feeds)
             return {spec.name: computed[spec.name] for spec in specs}
         return {spec.name: self._output(spec, feeds) for spec in specs}
+
+    def run_on_device(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, DeviceArray]:
+        """Run one batch; see `Session.run_on_device`. The device is the CPU."""
+        return on_host(self.run(feeds, outputs))
 
     def _output(self, spec: TensorSpec, feeds: Mapping[str, Array]) -> Array:
         dim = spec.shape[-1]

@@ -7,7 +7,7 @@ that far. Everything is vectorised: the cost is a few passes over the indices, n
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,3 +101,21 @@ def _check_mask(mask: Array) -> None:
             f"mask hides every patch of row {int(empty.argmax())}; expected at least one visible patch. True means "
             "masked: was the mask meant inverted (~mask)?"
         )
+
+
+def output_shapes(manifest: Manifest, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of outputs of checked feeds; a symbolic axis of an output is an input's or, as `kept+1`, a number more."""
+    extents = {
+        dim: size
+        for spec in manifest.inputs
+        for dim, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
+        if isinstance(dim, str)
+    }
+    return {name: tuple(_size(dim, extents) for dim in manifest.output(name).shape) for name in names}
+
+
+def _size(dim: int | str, extents: Mapping[str, int]) -> int:
+    if isinstance(dim, int):
+        return dim
+    name, _, more = dim.partition("+")
+    return extents[name] + int(more or 0)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mae_export.runtime.delegate import Delegate
+from mae_export.runtime.device_array import DeviceArray
 from mae_export.runtime.engine_file import Profile
 from mae_export.runtime.session import Session
 
@@ -34,10 +35,17 @@ class FittedSession(Delegate):
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run one batch with the nearest number that fits; see `Session.run`."""
-        if "ids_keep" in feeds:
-            keep = _nearest(self._profiles, feeds["ids_keep"].shape[1])
-            feeds = _with_kept(feeds, keep, self.manifest.patches.count)
-        return self._session.run(feeds, outputs)
+        return self._session.run(self._fitted(feeds), outputs)
+
+    def run_on_device(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, DeviceArray]:
+        """The same with the outputs left where they were computed; see `Session.run_on_device`."""
+        return self._session.run_on_device(self._fitted(feeds), outputs)
+
+    def _fitted(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        if "ids_keep" not in feeds:
+            return feeds
+        keep = _nearest(self._profiles, feeds["ids_keep"].shape[1])
+        return _with_kept(feeds, keep, self.manifest.patches.count)
 
     def close(self) -> None:
         """Nothing to give back; the session stays open."""

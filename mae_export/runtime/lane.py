@@ -19,6 +19,7 @@ import numpy.typing as npt
 from mae_export.errors import GraphError, MachineError
 from mae_export.runtime.buckets import GRAPHS, REMEMBERED, Bucket, Recent
 from mae_export.runtime.cuda import DeviceMemory, Event, Graph, PinnedMemory, Stream
+from mae_export.runtime.device_outputs import KeptMemory
 from mae_export.runtime.tensorrt_api import Library, extents, new_context, switch_profile
 
 if TYPE_CHECKING:
@@ -96,6 +97,21 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where some rows of an output shall be copied to on the GPU.
+
+    Attributes:
+        memory: of the whole output.
+        offset: bytes before the first row.
+        size: bytes of the rows.
+    """
+
+    memory: KeptMemory
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Captured:
     graph: Graph
     context: trt.IExecutionContext  # kept alive and untouched for the graph
@@ -109,6 +125,7 @@ class Lane:
         self._prepared = prepared
         self._resources = ExitStack()
         self._opened = False
+        self.pending = False  # whether work was left to the GPU that nobody waited for
         self._graphs: Recent[_Captured] = Recent(GRAPHS)
         self._seen: Recent[bool] = Recent(REMEMBERED)
         self._captures = prepared.config is None  # TensorRT-RTX captures by itself
@@ -146,20 +163,53 @@ class Lane:
             GraphError: when TensorRT refuses to run.
             MachineError: when the GPU fails.
         """
-        self.open()
+        self._settle()
         try:
-            self._copy_in(feeds)
-            gate = self._prepared.gate
-            with gate.lock:
-                if gate.last is not None:
-                    self._stream.wait(gate.last)
-                shapes = self._compute(bucket, feeds)
-                self._stream.record(self._done)
-                gate.last = self._done
+            shapes = self._issue(bucket, feeds)
             self._copy_out(names, shapes)
         finally:
             self._stream.synchronize()  # after an error too: buffers may still be in use
         return {name: self._places[name].array(shapes[name]).copy() for name in names}
+
+    def run_onto(self, bucket: Bucket, feeds: Mapping[str, Array], targets: Mapping[str, Target]) -> None:
+        """Compute one batch into memory of the GPU, and return before that is done.
+
+        Args:
+            bucket: of the feeds.
+            feeds: all inputs.
+            targets: by the names of the outputs wanted.
+
+        Raises:
+            GraphError, MachineError: as `run` does; what goes wrong later comes up when somebody waits.
+        """
+        self._settle()
+        self.pending = True
+        try:
+            self._issue(bucket, feeds)
+            for name, target in targets.items():
+                source = self._places[name].address
+                target.memory.fill(self._stream, source, target.size, offset=target.offset)
+        except (GraphError, MachineError):
+            self._settle()
+            raise
+
+    def _settle(self) -> None:
+        """Wait for work that was left to the GPU, which uses the buffers."""
+        self.open()
+        if self.pending:
+            self.pending = False
+            self._stream.synchronize()
+
+    def _issue(self, bucket: Bucket, feeds: Mapping[str, Array]) -> dict[str, Shape]:
+        self._copy_in(feeds)
+        gate = self._prepared.gate
+        with gate.lock:
+            if gate.last is not None:
+                self._stream.wait(gate.last)
+            shapes = self._compute(bucket, feeds)
+            self._stream.record(self._done)
+            gate.last = self._done
+        return shapes
 
     def _copy_in(self, feeds: Mapping[str, Array]) -> None:
         for name, feed in feeds.items():
@@ -227,10 +277,14 @@ class Lane:
         return GraphError(f"{library.title} refuses {what}: {library.said()}. Build the engine again")
 
     def close(self) -> None:
-        """Give everything back; twice is harmless."""
-        for captured in self._graphs.clear():
-            captured.graph.close()
-        if self._opened:
-            del self._plain
-            self._opened = False
-        self._resources.close()
+        """Give everything back once the GPU has done its work; twice is harmless."""
+        try:
+            if self._opened:
+                self._settle()
+        finally:
+            for captured in self._graphs.clear():
+                captured.graph.close()
+            if self._opened:
+                del self._plain
+                self._opened = False
+            self._resources.close()

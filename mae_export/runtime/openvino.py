@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mae_export.errors import GraphError, MachineError
+from mae_export.runtime.device_array import DeviceArray, on_host
 from mae_export.runtime.graph_manifest import read_manifest
 from mae_export.runtime.graph_session import GraphSession
 from mae_export.runtime.providers import Choice
@@ -87,6 +88,10 @@ class OpenVinoSession(GraphSession):
         values = {name: np.array(found[name]) for name in names}
         self._idle.append(request)
         return values
+
+    def run_on_device(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, DeviceArray]:
+        """Run one batch; see `Session.run_on_device`. The device is the CPU."""
+        return on_host(self.run(feeds, outputs))
 
     def close(self) -> None:
         """Give the memory back."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import onnxruntime as ort
 from mae_export.errors import GraphError, MachineError, ResourceError
 from mae_export.manifest import METADATA_KEY, Manifest
 from mae_export.runtime.bound import BoundRuns
+from mae_export.runtime.device_array import DeviceArray, on_host
 from mae_export.runtime.doctor import read_cpu
 from mae_export.runtime.graph_manifest import read_manifest
 from mae_export.runtime.graph_session import GraphSession
@@ -70,16 +72,39 @@ class OrtSession(GraphSession):
         """Run one batch; see `Session.run`."""
         session, bound = self._open(), self._bound
         names = self._checked(feeds, outputs)
-        try:
+        with self._running():
             values = session.run(list(names), dict(feeds)) if bound is None else bound.run(feeds, names)
+        return dict(zip(names, values, strict=True))
+
+    def run_on_device(
+        self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None = None
+    ) -> dict[str, DeviceArray]:
+        """Run one batch; see `Session.run_on_device`. On a GPU it returns when the values are there.
+
+        Raises:
+            MachineError: when it runs on a GPU and cuda-python is not installed.
+        """
+        bound = self._bound
+        if bound is None:
+            return on_host(self.run(feeds, outputs))
+        names = self._checked(feeds, outputs)
+        with self._running():
+            return bound.run_on_device(feeds, names)
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """ONNX Runtime's errors as ours."""
+        try:
+            yield
         except _LOAD_ERRORS as error:
             if "allocate memory" in str(error):
                 raise ResourceError(f"{self._path} ran out of memory; use a smaller batch ({error})") from error
             raise GraphError(f"{self._path} failed while running: {error}") from error
-        return dict(zip(names, values, strict=True))
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Give the memory back, but for outputs on the GPU that somebody still has."""
+        if self._bound is not None:
+            self._bound.close()
         self._bound = None
         super().close()
 

@@ -18,6 +18,7 @@ from mae_export.runtime.providers import AS_WRITTEN, DEVICE_ID, Backend, Choice,
 
 if TYPE_CHECKING:
     from mae_export.runtime.app import FeatureSession
+    from mae_export.runtime.device_array import DeviceArray
     from mae_export.runtime.openvino import OpenVinoSession
     from mae_export.runtime.ort import OrtSession
 
@@ -60,6 +61,23 @@ class Session(Protocol):
         Raises:
             InputError: when a feed is missing, unknown, or of the wrong dtype or shape.
             MaskError: when `ids_keep` names a patch that does not exist, or names one twice.
+        """
+        ...
+
+    def run_on_device(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, DeviceArray]:
+        """Run one batch and leave the outputs where they were computed, on the GPU or in the host's memory.
+
+        Args:
+            feeds, outputs: as for `run`.
+
+        Returns:
+            Arrays by output name that other libraries take by DLPack without a copy, such as
+            `torch.from_dlpack(array)`. Their memory is theirs: no later run writes into it, and closing the session
+            leaves it alone. On a GPU the values may still be on their way; who takes an array waits for them.
+
+        Raises:
+            InputError, MaskError: as `run` does.
+            UsageError: when the session shares batches among several devices.
         """
         ...
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from mae_export.errors import UsageError
 from mae_export.manifest import Manifest
+from mae_export.runtime.device_array import DeviceArray
 from mae_export.runtime.feeds import check_feeds
 from mae_export.runtime.session import Session
 
@@ -89,6 +90,21 @@ class SpreadSession:
             ]
         found = [each.result() for each in running]
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+    def run_on_device(
+        self,
+        feeds: Mapping[str, Array],  # noqa: ARG002 - the protocol
+        outputs: Sequence[str] | None = None,  # noqa: ARG002
+    ) -> dict[str, DeviceArray]:
+        """Refuse: one output would lie in parts on several devices.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            f"{self.name} runs on {len(self._sessions)} devices, and an output cannot stay on all of them; use run, or "
+            "open one session for each device, such as open_session(path, devices=[1])"
+        )
 
     def close(self) -> None:
         """Wait for runs in flight and close all sessions; closing twice is harmless."""

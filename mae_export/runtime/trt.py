@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import queue
 import threading
@@ -19,12 +20,14 @@ from mae_export.manifest import Manifest
 from mae_export.runtime import engine_here, tensorrt_api
 from mae_export.runtime.buckets import Cut, cut_batch
 from mae_export.runtime.cuda import Device, DeviceMemory, Stream, on_device, open_device
+from mae_export.runtime.device_array import DeviceArray
+from mae_export.runtime.device_outputs import DeviceOutputs, KeptMemory
 from mae_export.runtime.engine_file import EngineSidecar, load_plan, read_sidecar
 from mae_export.runtime.engine_here import EngineHere
 from mae_export.runtime.engine_match import require_backend, require_target, require_version
-from mae_export.runtime.feeds import check_feeds
+from mae_export.runtime.feeds import check_feeds, output_shapes
 from mae_export.runtime.golden import check_golden
-from mae_export.runtime.lane import Lane, Prepared, Tensor
+from mae_export.runtime.lane import Lane, Prepared, Target, Tensor
 from mae_export.runtime.tensorrt_api import extents
 
 if TYPE_CHECKING:
@@ -64,6 +67,7 @@ class EngineSession:
         self._here = EngineHere(engine=sidecar.sha256, gpu=f"{gpu.name} {gpu.target}", version=library.title)
         self._closed = False
         self._closing = threading.Lock()
+        self._outputs = DeviceOutputs(device)
         self._lanes: queue.LifoQueue[Lane | None] = queue.LifoQueue()
         with on_device(device), ExitStack() as resources:
             prepared = self._prepare(library, gpu, resources)
@@ -144,44 +148,84 @@ class EngineSession:
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run one batch; see `Session.run`. Batches that no profile holds are cut, and the rest is filled up.
 
-        Two threads may run at once: one's copies overlap the other's computation. The results are in the host's memory;
-        as numpy arrays they are DLPack exporters, so that other libraries (`torch.from_dlpack`) share them uncopied.
+        Two threads may run at once: one's copies overlap the other's computation. The results are in the host's memory.
 
         Raises:
             InputError: also when no profile of the engine holds the number of visible patches.
             MachineError: when the GPU fails.
         """
+        names, cuts = self._checked(feeds, outputs)
+        with on_device(self._device):
+            parts = [self._run_part(cut, feeds, names) for cut in cuts]
+        return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in names}
+
+    def run_on_device(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, DeviceArray]:
+        """Run one batch; see `Session.run_on_device`. It returns before the GPU is done.
+
+        Called again and again, one batch is copied while the one before is computed, from a single thread as well.
+
+        Raises:
+            InputError: also when no profile of the engine holds the number of visible patches.
+            MachineError: when the GPU fails, perhaps in an earlier run that nobody waited for.
+            ResourceError: when no memory is left for the outputs.
+        """
+        names, cuts = self._checked(feeds, outputs)
+        shapes = output_shapes(self.manifest, feeds, names)
+        dtypes = {name: np.dtype(self.manifest.output(name).dtype) for name in names}
+        rows = {name: math.prod(shapes[name][1:]) * dtypes[name].itemsize for name in names}
+        memory: dict[str, KeptMemory] = {}
+        with on_device(self._device):
+            for cut in cuts:
+                lane = self._borrow(idle=True)
+                try:
+                    memory = memory or {name: self._outputs.take(shapes[name][0] * rows[name]) for name in names}
+                    lane.run_onto(
+                        cut.bucket,
+                        _part(cut, feeds),
+                        {
+                            name: Target(memory=memory[name], offset=cut.first * size, size=cut.rows * size)
+                            for name, size in rows.items()
+                        },
+                    )
+                finally:
+                    self._lanes.put(lane)
+        return {name: DeviceArray(memory[name], shapes[name], dtypes[name].name) for name in names}
+
+    def _checked(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None) -> tuple[list[str], list[Cut]]:
+        """Check one batch before the GPU sees it; the outputs wanted, and how the batch is cut."""
         names = [spec.name for spec in self.manifest.outputs] if outputs is None else list(outputs)
         for name in names:
             self.manifest.output(name)
         check_feeds(self.manifest, feeds)
         batch = len(next(iter(feeds.values())))
         keep = feeds["ids_keep"].shape[1] if "ids_keep" in feeds else None
-        with on_device(self._device):
-            parts = [self._run_part(cut, feeds, names) for cut in cut_batch(self._sidecar.profiles, batch, keep)]
-        return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in names}
+        return names, cut_batch(self._sidecar.profiles, batch, keep)
 
     def _run_part(self, cut: Cut, feeds: Mapping[str, Array], names: list[str]) -> dict[str, Array]:
-        part = {name: array[cut.first : cut.last] for name, array in feeds.items()}
-        more = cut.bucket.batch - (cut.last - cut.first)
-        if more:
-            part = {name: np.concatenate([array, array[-1:].repeat(more, 0)]) for name, array in part.items()}
         lane = self._borrow()
         try:
-            found = lane.run(cut.bucket, part, names)
+            found = lane.run(cut.bucket, _part(cut, feeds), names)
         finally:
             self._lanes.put(lane)
-        return {name: values[: cut.last - cut.first] for name, values in found.items()} if more else found
+        if cut.rows == cut.bucket.batch:
+            return found
+        return {name: values[: cut.rows] for name, values in found.items()}
 
-    def _borrow(self) -> Lane:
+    def _borrow(self, *, idle: bool = False) -> Lane:
+        """A lane that no other thread uses; `idle` prefers one whose buffers the GPU does not use either."""
         lane = self._lanes.get()
+        if lane is not None and idle and lane.pending:
+            with contextlib.suppress(queue.Empty):  # the lane below was used longer ago
+                other = self._lanes.get_nowait()
+                self._lanes.put(lane)
+                lane = other
         if lane is None:
             self._lanes.put(None)  # for whoever waits next
             raise UsageError(f"the session on {self._path} is closed; open it again")
         return lane
 
     def close(self) -> None:
-        """Wait for runs in flight and give the memory back."""
+        """Wait for runs in flight and give the memory back, but for outputs on the GPU that somebody still has."""
         with self._closing:
             if self._closed:
                 return
@@ -191,6 +235,7 @@ class EngineSession:
             try:
                 with on_device(self._device):
                     self._resources.close()
+                self._outputs.close()
             finally:
                 self._lanes.put(None)
 
@@ -201,6 +246,15 @@ class EngineSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _part(cut: Cut, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The rows of a cut, filled up to its bucket by repeating the last."""
+    part = {name: array[cut.first : cut.last] for name, array in feeds.items()}
+    more = cut.bucket.batch - cut.rows
+    if more:
+        part = {name: np.concatenate([array, array[-1:].repeat(more, 0)]) for name, array in part.items()}
+    return part
 
 
 def _names(engine: trt.ICudaEngine) -> list[str]:

@@ -198,6 +198,26 @@ def test_every_shape_agrees_with_the_graph(built):
                 require_agreement(session, trusted, shown(session, batch, keep, turn))
 
 
+def test_outputs_that_stay_on_the_gpu_agree_with_the_graph(built, request):
+    """Several batches are in flight; on a GPU, PyTorch takes their outputs and works on them before they are there."""
+    path, source = built
+    torch = pytest.importorskip("torch")
+    on_gpu = request.node.callspec.params["built"] == "gpu" and torch.cuda.is_available()
+
+    def take(array):
+        return torch.from_dlpack(array).double().cpu().numpy() if on_gpu else array.numpy()
+
+    with EngineSession(path) as session, OrtSession(source) as trusted:
+        limit = limits_of(session.manifest.precision).error
+        for batch, keep in ((1, 16), (8, 64), (11, 16)):
+            fed = [shown(session, batch, keep, seed) for seed in range(6)]
+            found = [session.run_on_device(each) for each in fed]
+            for each, arrays in zip(fed, found, strict=True):
+                for name, values in trusted.run(each).items():
+                    scale = max(1.0, float(np.abs(values).max()))
+                    np.testing.assert_allclose(take(arrays[name]), values, rtol=0, atol=limit * scale)
+
+
 def test_threads_agree_with_the_graph(built):
     path, source = built
     with EngineSession(path) as session, OrtSession(source) as trusted, ThreadPoolExecutor(4) as pool:

@@ -34,6 +34,7 @@ class cudaError_t(enum.IntEnum):  # noqa: N801
 class cudaMemcpyKind(enum.IntEnum):  # noqa: N801
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDefault = 4
 
 
 class cudaStreamCaptureMode(enum.IntEnum):  # noqa: N801
@@ -66,6 +67,13 @@ class Block:
 
     def write(self, content):
         ctypes.memmove(self.address, content, len(content))
+
+
+class ForeignBlock(Block):
+    """Memory of a GPU that another library allocated."""
+
+    def __init__(self, address, size, device):
+        self.size, self.device, self.gpu, self.host, self.address = size, device, True, False, address
 
 
 class Operation:
@@ -115,7 +123,8 @@ class CudaDouble:
         self.issued, self.done, self.refuse = [], [], {}
         self.synchronizing = lambda number: None
         self.lock = threading.RLock()
-        self.numbers = iter(range(1, 1 << 30))
+        self.numbers = iter(range(100, 1 << 30))
+        self.default_streams, self.foreign = {}, {}
 
     def __getattribute__(self, name):
         """Functions of CUDA run one at a time, and return a refusal where one was asked for."""
@@ -208,9 +217,24 @@ class CudaDouble:
                 raise Misuse(f"memory is freed that {operation.name} still needs")
         del self.blocks[block.address]
 
+    # Other libraries
+
+    def adopt(self, address, size, device=0):
+        """Memory that another library allocated."""
+        self.foreign[address] = ForeignBlock(address, size, device)
+
+    def read_on(self, handle, address, size):
+        """Another library's kernel, which reads; returns a list that holds the bytes once it is done."""
+        found, block = [], self.block_at(address)
+        self.issue("read", handle, lambda: found.append(block.read(size)), reads=[block])
+        return found
+
     # Streams
 
     def stream_of(self, handle):
+        if int(handle) in (1, 2):  # the default streams, which every GPU has
+            key = (int(handle), self.current)
+            return self.default_streams.setdefault(key, Stream(*key))
         stream = self.streams.get(int(handle))
         if stream is None:
             raise Misuse("the stream does not exist any more")
@@ -262,7 +286,17 @@ class CudaDouble:
             if operation in self.pending:
                 self.finish(operation)
 
+    def cudaDeviceSynchronize(self):
+        if any(stream.captured is not None for stream in self.streams.values()):
+            raise Misuse("nobody may wait for a GPU while a stream of it is captured")
+        for operation in [operation for operation in self.pending if operation.stream.device == self.current]:
+            if operation in self.pending:
+                self.finish(operation)
+
     def cudaMemcpyAsync(self, target, source, size, kind, handle):
+        if kind == cudaMemcpyKind.cudaMemcpyDefault:
+            self.copy_within(target, source, size, handle)
+            return
         target, source = self.block_at(target), self.block_at(source)
         inwards = kind == cudaMemcpyKind.cudaMemcpyHostToDevice
         if (source.host, target.host) != (inwards, not inwards) or size > min(source.size, target.size):
@@ -278,6 +312,23 @@ class CudaDouble:
             target.write(content)
 
         self.issue("copy in" if inwards else "copy out", handle, copy, reads=[source], writes=[target])
+
+    def copy_within(self, target, source, size, handle):
+        (target, start), (source, first) = self.block_over(target, size), self.block_over(source, size)
+        if not (target.gpu and source.gpu):
+            raise Misuse("a copy on the GPU between memory that it cannot reach")
+
+        def copy():
+            ctypes.memmove(target.address + start, source.address + first, size)
+
+        self.issue("copy", handle, copy, reads=[source], writes=[target])
+
+    def block_over(self, address, size):
+        """The block that holds so many bytes at an address, and how many it has before."""
+        for block in (*self.blocks.values(), *self.foreign.values()):
+            if block.address <= address and address + size <= block.address + block.size:
+                return block, address - block.address
+        raise Misuse(f"{size} bytes at {address} are no allocated memory, or were freed")
 
     # Events: what was known to a stream when they were recorded
 

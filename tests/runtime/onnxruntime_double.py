@@ -30,6 +30,18 @@ class Value:
         self.real.update_inplace(array)
 
 
+class Output(Value):
+    """A value on the GPU, whose address the CUDA double knows."""
+
+    def __init__(self, real, gpu) -> None:
+        super().__init__(real)
+        if gpu is not None:
+            gpu.adopt(real.data_ptr(), real.tensor_size_in_bytes())
+
+    def data_ptr(self):
+        return self.real.data_ptr()
+
+
 class Values:
     """`OrtValue`."""
 
@@ -50,8 +62,9 @@ def _require_device(device, number) -> None:
 
 
 class Binding:
-    def __init__(self, session) -> None:
+    def __init__(self, session, double) -> None:
         self.real = session.io_binding()
+        self.double = double
         self.addresses: dict[str, tuple] = {}
 
     def bind_ortvalue_input(self, name, value) -> None:
@@ -66,6 +79,12 @@ class Binding:
         _require_device(device, number)
         self.real.bind_output(name, "cpu")
         self.addresses[name] = ("chosen by the runtime",)
+
+    def synchronize_outputs(self) -> None:
+        self.double.synchronized += 1
+
+    def get_outputs(self):
+        return [Output(value, self.double.gpu) for value in self.real.get_outputs()]
 
     def copy_outputs_to_cpu(self):
         return [np.array(value.numpy()) for value in self.real.get_outputs()]
@@ -101,7 +120,7 @@ class Session:
         return self._real.get_modelmeta()
 
     def io_binding(self):
-        return Binding(self._real)
+        return Binding(self._real, self._double)
 
     def run(self, names, feeds):
         raise Misuse("a run without bindings copies through the host")
@@ -131,6 +150,8 @@ class RuntimeDouble:
         devices: names of the plugin providers whose devices it lists, after registration.
         made: sessions, with the settings and options they were made with.
         registered: plugin libraries.
+        gpu: double of CUDA that knows where outputs lie.
+        synchronized: how often outputs were waited for.
     """
 
     OrtValue = Values
@@ -139,6 +160,7 @@ class RuntimeDouble:
         self.providers = [*providers, "CPUExecutionProvider"]
         self.drops = self.runs_out_of_memory = False
         self.captures = True
+        self.gpu, self.synchronized = None, 0
         self.left_to_the_cpu: set[str] = {"Shape", "Concat"}
         self.devices: list[str] = []
         self.made: list[SimpleNamespace] = []

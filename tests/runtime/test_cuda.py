@@ -19,7 +19,10 @@ DATA = Path(__file__).parents[1] / "data"
 
 def test_a_missing_package_names_the_extras(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda", None)
-    with pytest.raises(MachineError, match=r"needs cuda-python.*'mae-export\[tensorrt\]', or 'mae-export\[rtx\]'"):
+    with pytest.raises(
+        MachineError,
+        match=r"need cuda-python.*'mae-export\[tensorrt\]', 'mae-export\[rtx\]' for TensorRT-RTX, 'mae-export\[gpu\]'",
+    ):
         open_device()
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -5,8 +6,8 @@ import numpy as np
 import pytest
 
 from mae_export.errors import InputError, MaskError
-from mae_export.manifest import Manifest
-from mae_export.runtime.feeds import check_feeds
+from mae_export.manifest import Manifest, TensorSpec
+from mae_export.runtime.feeds import check_feeds, output_shapes
 
 Feeds = dict[str, np.ndarray[Any, Any]]
 
@@ -147,3 +148,10 @@ def test_masks_of_another_kind_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         check_feeds(make_manifest("mask-token"), masked(mask))
+
+
+def test_shapes_of_outputs_follow_the_inputs(manifest: Manifest) -> None:
+    layer = TensorSpec(name="layer_3", dtype="float32", shape=("B", "K+1", 6))
+    manifest = dataclasses.replace(manifest, outputs=(*manifest.outputs, layer))
+    shapes = output_shapes(manifest, feeds(3, 7), ["layer_3", "pooled", "patch_tokens"])
+    assert shapes == {"layer_3": (3, 8, 6), "pooled": (3, 6), "patch_tokens": (3, 7, 6)}

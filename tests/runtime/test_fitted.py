@@ -32,6 +32,8 @@ def test_the_nearest_number_is_run(make_manifest, mode, ragged, keep, expected):
     assert inner.fed["ids_keep"].shape == found["patch_tokens"].shape[:2] == (3, expected)
     common = min(keep, expected)
     np.testing.assert_array_equal(inner.fed["ids_keep"][:, :common], fed["ids_keep"][:, :common])
+    there = FittedSession(inner, PROFILES).run_on_device(fed, ["patch_tokens"])
+    np.testing.assert_array_equal(there["patch_tokens"].numpy(), found["patch_tokens"])
     if ragged:
         np.testing.assert_array_equal(inner.fed["num_keep"], np.minimum(fed["num_keep"], expected))
 

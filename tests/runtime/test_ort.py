@@ -250,6 +250,66 @@ def test_a_damaged_file_is_not_the_machines_fault(tmp_path, on_gpu):
         open_session(path, backend="cuda")
 
 
+def test_outputs_stay_on_the_gpu(tmp_path, manifest, on_gpu, behaviour):
+    on_gpu.gpu = behaviour.gpu
+    wanted = np.tile(feeds()["images"].mean(axis=(1, 2)), (1, 2))
+    session = open_session(write_graph(tmp_path / "tiny.onnx", manifest), backend="cuda")
+    arrays = [session.run_on_device(feeds())["pooled"] for _ in range(3)]  # once, captured, replayed
+    assert on_gpu.made[0].session.runs == [-1, 1, 1]
+    assert on_gpu.synchronized == 3
+    assert len({array._memory.address for array in arrays}) == 3
+    session.run({**feeds(), "images": np.zeros((2, 32, 32, 3), np.uint8)})
+    del arrays[0]
+    session.close()
+    for array in arrays:
+        assert (array.shape, array.dtype, array.device) == ((2, 6), "float32", "cuda:0")
+        np.testing.assert_allclose(array.numpy(), wanted, rtol=1e-6)
+    with pytest.raises(UsageError, match=r"tiny\.onnx is closed"):
+        session.run_on_device(feeds())
+    capsule = arrays.pop().__dlpack__(stream=1)
+    del array
+    arrays.clear()
+    assert len(behaviour.gpu.blocks) == 1
+    del capsule
+
+
+def test_outputs_of_the_cpu_stay_there(tmp_path, manifest):
+    with open_session(write_graph(tmp_path / "tiny.onnx", manifest), backend="cpu") as session:
+        array = session.run_on_device(feeds())["pooled"]
+        assert array.device == "cpu"
+        np.testing.assert_array_equal(np.from_dlpack(array), session.run(feeds())["pooled"])
+
+
+def test_errors_are_the_same_where_outputs_stay(tmp_path, manifest, on_gpu, behaviour):
+    on_gpu.gpu = behaviour.gpu
+    with open_session(write_graph(tmp_path / "tiny.onnx", manifest), backend="cuda") as session:
+        with pytest.raises(MaskError, match="16"):
+            session.run_on_device({**feeds(), "ids_keep": np.full((2, 4), 16)})
+        on_gpu.runs_out_of_memory = True
+        with pytest.raises(ResourceError, match="ran out of memory; use a smaller batch"):
+            session.run_on_device(feeds())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(CUDA not in onnxruntime.get_available_providers(), reason="ONNX Runtime has no CUDA provider")
+def test_pytorch_takes_outputs_on_the_gpu(exported):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch was not built for CUDA")
+    path = exported("mae/checkpoint.pth", TraceOptions(mask="keep", features=("pooled", "patch_tokens")))
+    with open_session(path, backend="cuda") as session:
+        fed = golden_feeds(session.manifest)
+        expected = session.run(fed)
+        taken = [session.run_on_device(fed) for _ in range(3)]
+    for found in taken:
+        for name, array in found.items():
+            tensor = torch.from_dlpack(array)
+            assert tensor.device == torch.device("cuda", 0)
+            assert tensor.data_ptr() == torch.from_dlpack(array).data_ptr()
+            np.testing.assert_array_equal(tensor.cpu().numpy(), expected[name])
+            np.testing.assert_array_equal(array.numpy(), expected[name])
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(CUDA not in onnxruntime.get_available_providers(), reason="ONNX Runtime has no CUDA provider")
 def test_cuda_agrees_with_the_cpu(exported):

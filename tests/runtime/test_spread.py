@@ -97,6 +97,13 @@ def test_sessions_that_do_not_belong_together(make_manifest, three):
             SpreadSession(wrong)
 
 
+def test_outputs_cannot_stay_on_several_devices(three):
+    with SpreadSession(three) as session:
+        with pytest.raises(UsageError, match=r"fake runs on 3 devices.*use run, or open one session for each device"):
+            session.run_on_device(feeds())
+        assert [each.batches for each in three] == [[], [], []]
+
+
 def test_two_gpus(monkeypatch, engine):
     found = install(monkeypatch, gpu=CudaDouble(count=2))
     with open_session(engine(), devices=[0, 1]) as session:

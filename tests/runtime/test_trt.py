@@ -21,6 +21,7 @@ from mae_export.errors import (
 )
 from mae_export.manifest import TensorSpec
 from mae_export.runtime.engine_file import sidecar_path
+from mae_export.runtime.fake import FakeSession
 from mae_export.runtime.session import open_session
 from mae_export.runtime.trt import EngineSession
 from tests.runtime.cuda_double import CudaDouble, cudaError_t
@@ -160,6 +161,130 @@ def test_results_are_shared_by_dlpack(behaviour, engine):
     shared = np.from_dlpack(found)
     found[:] = 5
     assert (shared == 5).all()
+
+
+# Outputs that stay on the GPU
+
+
+def require_right_there(session, fed, outputs=None):
+    """Run without bringing the outputs to the host, then look at them there."""
+    found, wanted = session.run_on_device(fed, outputs), FakeSession(session.manifest).run(fed, outputs)
+    assert list(found) == list(wanted)
+    for name, values in wanted.items():
+        assert (found[name].shape, found[name].dtype) == (values.shape, values.dtype.name)
+        np.testing.assert_array_equal(found[name].numpy(), values)
+
+
+def test_outputs_stay_on_the_gpu(behaviour, engine):
+    with EngineSession(engine()) as session:
+        for seed in range(4):  # plainly, captured, replayed
+            require_right_there(session, feeds(seed=seed))
+        require_right_there(session, feeds(), ["pooled"])
+        behaviour.gpu.issued.clear()
+        session.run_on_device(feeds(), ["pooled"])
+    assert names(behaviour.gpu.issued) == ["copy in", "copy in", "graph", "copy"]
+
+
+def test_batches_are_cut_into_one_output(behaviour, engine):
+    path = engine(profiles=(profile("4:4:4", "1:4:16"),))
+    with EngineSession(path) as session:
+        for batch in (1, 4, 7, 9):
+            require_right_there(session, feeds(batch))
+            require_right(session, feeds(batch))
+
+
+def test_nobody_waits_for_the_gpu_and_two_batches_are_in_flight(behaviour, engine):
+    with EngineSession(engine()) as session:
+        session.run_on_device(feeds(1), ["pooled"])["pooled"].numpy()
+        behaviour.gpu.done.clear()
+        held = [session.run_on_device(feeds(seed=seed), ["pooled"])["pooled"] for seed in range(2)]
+        assert {name for name, _ in behaviour.gpu.done} <= {"profile"}
+        third = session.run_on_device(feeds(seed=2), ["pooled"])["pooled"]  # needs the buffers of the first
+        assert names(behaviour.gpu.done).count("copy") == 1
+        for seed, array in enumerate([*held, third]):
+            wanted = FakeSession(session.manifest).run(feeds(seed=seed))["pooled"]
+            np.testing.assert_array_equal(array.numpy(), wanted)
+
+
+def test_both_ways_of_running_take_turns(behaviour, engine):
+    with EngineSession(engine()) as session:
+        arrays = []
+        for seed in range(6):
+            arrays.append(session.run_on_device(feeds(3, seed=seed), ["pooled"])["pooled"])
+            require_right(session, feeds(5, seed=seed))
+        for seed, array in enumerate(arrays):
+            wanted = FakeSession(session.manifest).run(feeds(3, seed=seed))["pooled"]
+            np.testing.assert_array_equal(array.numpy(), wanted)
+
+
+def test_feeds_may_change_after_the_call(behaviour, engine):
+    with EngineSession(engine()) as session:
+        fed = feeds()
+        wanted = FakeSession(session.manifest).run(fed)["pooled"]
+        array = session.run_on_device(fed)["pooled"]
+        fed["images"][:] = 0
+        np.testing.assert_array_equal(array.numpy(), wanted)
+
+
+def test_outputs_outlive_the_session(behaviour, engine):
+    session = EngineSession(engine())
+    wanted = FakeSession(session.manifest).run(feeds())["pooled"]
+    array = session.run_on_device(feeds(), ["pooled"])["pooled"]
+    capsule = array.__dlpack__(stream=1)
+    session.close()
+    np.testing.assert_array_equal(array.numpy(), wanted)
+    assert len(behaviour.gpu.blocks) == 1
+    del array
+    assert len(behaviour.gpu.blocks) == 1
+    del capsule
+    assert behaviour.gpu.leaks() == {}
+    with pytest.raises(UsageError, match=r"vit\.engine is closed"):
+        session.run_on_device(feeds())
+
+
+def test_outputs_on_the_gpu_from_many_threads(behaviour, engine):
+    with EngineSession(engine()) as session, ThreadPoolExecutor(4) as pool:
+        cases = [feeds(1 + seed % 5, 4, seed) for seed in range(40)]
+        for done in [pool.submit(require_right_there, session, fed) for fed in cases]:
+            done.result(60)
+
+
+def test_outputs_on_a_board_that_shares_memory(monkeypatch, engine):
+    found = install(monkeypatch, gpu=CudaDouble(name="Orin", capability=(8, 7), unified=True))
+    with EngineSession(engine(targets=("sm87",))) as session:
+        for seed in range(4):
+            require_right_there(session, feeds(seed=seed))
+    assert found.gpu.leaks() == {}
+
+
+def test_outputs_on_another_gpu(monkeypatch, engine):
+    gpu = install(monkeypatch, gpu=CudaDouble(count=2)).gpu
+    with open_session(engine(), devices=[1]) as session:
+        array = session.run_on_device(feeds())["pooled"]
+        assert array.device == "cuda:1"
+        array.numpy()
+    del array
+    assert (gpu.current, gpu.leaks()) == (0, {})
+
+
+@pytest.mark.parametrize("method", ["set_input_shape", "execute_async_v3"])
+def test_a_refusal_leaves_nothing_behind(behaviour, engine, method):
+    with EngineSession(engine()) as session:
+        behaviour.refuse = method
+        with pytest.raises(GraphError, match=f"IExecutionContext::{method}: refused"):
+            session.run_on_device(feeds())
+        behaviour.refuse = ""
+        require_right_there(session, feeds())
+
+
+def test_wrong_feeds_take_no_memory(behaviour, engine):
+    with EngineSession(engine()) as session:
+        before = len(behaviour.gpu.blocks)
+        with pytest.raises(MaskError, match="16"):
+            session.run_on_device({**feeds(), "ids_keep": np.full((4, 4), 16)})
+        with pytest.raises(UsageError, match="there is no output 'dense'"):
+            session.run_on_device(feeds(), ["dense"])
+        assert len(behaviour.gpu.blocks) == before
 
 
 # Ending
