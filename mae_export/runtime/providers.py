@@ -47,6 +47,8 @@ SHAPE_OPS = frozenset(
         *("Less", "Greater", "Not", "ReduceProd", "Identity", "Transpose"),
     }
 )
+# The manifest's word for graphs in operators of ONNX Runtime's own, and what it says of those for the CUDA provider.
+LOWERED, FOR_CUDA = "lowered", "ONNX Runtime, CUDA"
 DEVICE_ID = "device_id"  # the option that names a GPU
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 _registering = threading.Lock()  # a library may be registered once per process
