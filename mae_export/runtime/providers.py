@@ -41,6 +41,8 @@ SHAPE_OPS = frozenset(
         *("Less", "Greater", "Not", "ReduceProd", "Identity", "Transpose"),
     }
 )
+# The manifest's word for graphs in operators of ONNX Runtime's own, and what it says of those for the CUDA provider.
+LOWERED, FOR_CUDA = "lowered", "ONNX Runtime, CUDA"
 DEVICE_ID = "device_id"  # the option that names a GPU
 _registering = threading.Lock()  # a library may be registered once per process
 # Shapes that TensorRT prepares for; others make it compile once more.
@@ -73,8 +75,8 @@ def choose(path: Path, backend: Backend = "auto") -> Choice:
     """Decide what runs a graph here.
 
     Left to itself it takes the CUDA provider where it and an NVIDIA GPU are present; else the CPU: OpenVINO for bf16
-    graphs, for which ONNX Runtime has no CPU kernels, and ONNX Runtime for all others. Lowered graphs run on the CPU
-    alone. Providers that compile before they run (`tensorrt`, `rtx`) are taken only when asked for.
+    graphs, for which ONNX Runtime has no CPU kernels, and ONNX Runtime for all others. Graphs that were lowered for the
+    CPU run there alone. Providers that compile before they run (`tensorrt`, `rtx`) are taken only when asked for.
 
     Raises:
         UsageError: when there is no such backend.
@@ -84,7 +86,7 @@ def choose(path: Path, backend: Backend = "auto") -> Choice:
     manifest = read_manifest(path)
     reason = "it was asked for"
     if backend == "auto":
-        if manifest is not None and "lowered" in manifest.tools:
+        if manifest is not None and manifest.tools.get(LOWERED, FOR_CUDA) != FOR_CUDA:
             return Choice(backend="cpu", reason="the graph is lowered for its kernels")
         backend, reason = _best("fp32" if manifest is None else manifest.precision)
     return Choice(backend=backend, reason=reason, options={} if manifest is None else _options(backend, path, manifest))

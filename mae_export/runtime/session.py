@@ -14,7 +14,8 @@ import numpy.typing as npt
 from mae_export.artefacts import ENGINE_SUFFIX, GRAPH_SUFFIX, require_graph
 from mae_export.errors import InputError, MachineError, MaeExportError, UsageError
 from mae_export.manifest import Manifest
-from mae_export.runtime.providers import AS_WRITTEN, DEVICE_ID, Backend, Choice, choose
+from mae_export.runtime.graph_manifest import read_manifest
+from mae_export.runtime.providers import AS_WRITTEN, DEVICE_ID, FOR_CUDA, LOWERED, Backend, Choice, choose
 
 if TYPE_CHECKING:
     from mae_export.runtime.app import FeatureSession
@@ -120,6 +121,8 @@ def open_session(
     from mae_export.runtime import prepared
 
     found, remark = prepared.find(Path(path))
+    if found is not None and _wants_cuda(found) and choose(found).backend != "cuda":
+        found, remark = None, "what was prepared is for ONNX Runtime's CUDA provider"
     if found is not None:
         try:
             session = open_as_is(found, backend="auto", threads=threads, devices=devices)
@@ -131,6 +134,12 @@ def open_session(
     if remark:
         session.choice = replace(session.choice, reason=f"{session.choice.reason}; {remark}")
     return session
+
+
+def _wants_cuda(path: Path) -> bool:
+    """Whether a model was lowered for ONNX Runtime's CUDA provider."""
+    manifest = read_manifest(path) if path.suffix.lower() == GRAPH_SUFFIX else None
+    return manifest is not None and manifest.tools.get(LOWERED) == FOR_CUDA
 
 
 def open_as_is(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import mae_export.encoders.convolutions as convolutions_module
 from mae_export.decoder_spec import ConvDecoderSpec
 from mae_export.encoders.convolutions import NORM_EPS, ConvDecoder
 from tests.encoders.formulas import COUNT, SPEC, random, randomised
@@ -75,5 +76,5 @@ def test_each_fault_shows(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_norms_between_have_an_eps_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert SPEC.eps != NORM_EPS == 1e-5
     module, tokens = make(), random(2, 5, 12)
-    monkeypatch.setattr("mae_export.encoders.convolutions.NORM_EPS", 1e-6)
+    monkeypatch.setattr(convolutions_module, "NORM_EPS", 1e-6)
     assert float((module(tokens, KEEP) - expected(module, tokens)).abs().max()) > 100 * LIMIT

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import mae_export.encoders.regresser as regresser_module
 from mae_export.decoder_spec import AlignedRegresserSpec, RegresserSpec
 from mae_export.encoders.regresser import AlignedRegresser, CrossAttention, Regresser
 from tests.encoders.formulas import COUNT, SPEC, random, randomised
@@ -101,7 +102,7 @@ def test_each_fault_shows(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, tokens, ids = cae(), random(2, 5, 12), KEEP
     right = expected(module, tokens, 3)
     if fault == "keys not masked":
-        monkeypatch.setattr("mae_export.encoders.regresser.MASKED_LOGIT", 0.0)
+        monkeypatch.setattr(regresser_module, "MASKED_LOGIT", 0.0)
     elif fault == "heads":
         module.regressor_blocks[0].cross_attn.heads = 2
     elif fault == "order":

@@ -3,10 +3,13 @@
 import shutil
 import sys
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import onnx
 import pytest
 
+import mae_export.runtime.ort as ort_module
 from mae_export.calibration.lowered import write_lowered
 from mae_export.calibration.wanted import QuantizeOptions
 from mae_export.errors import GraphError, InputError, MachineError, SecurityError, VerificationError
@@ -17,10 +20,11 @@ from mae_export.export.precision import convert
 from mae_export.export.prepare import Prepared, PrepareOptions, prepare
 from mae_export.files import sha256_files
 from mae_export.graph import read_manifest
-from mae_export.runtime import prepared, private_folder
+from mae_export.runtime import prepared, private_folder, providers
 from mae_export.runtime.doctor import Cpu, Gpu
 from mae_export.runtime.session import open_session
 from tests.runtime.cuda_double import CudaDouble
+from tests.runtime.onnxruntime_double import CUDA, RuntimeDouble
 from tests.runtime.tensorrt_double import install, profile, write_engine
 
 ONCE = PrepareOptions()
@@ -208,7 +212,74 @@ def test_a_name_that_is_no_graphs(source, tmp_path):
         prepare(source.rename(tmp_path / "vit.bin"), options=ONCE)
 
 
-# GPUs
+# GPUs with ONNX Runtime alone
+
+
+@pytest.fixture
+def with_cuda(monkeypatch):
+    """ONNX Runtime with its CUDA provider, and a GPU; the double computes on the CPU."""
+    double = RuntimeDouble(CUDA)
+    gpu = Gpu(name="NVIDIA H100", compute_capability="9.0", memory_mib=81559, driver="580")
+    monkeypatch.setattr(ort_module, "ort", double)
+    monkeypatch.setattr(providers, "available", lambda: (CUDA, "CPUExecutionProvider"))
+    monkeypatch.setattr(providers, "nvidia_gpus", lambda: (gpu,))
+    return double
+
+
+def operators(path):
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def test_a_float32_graph_becomes_fp16_with_attention_in_one_operator(source, with_cuda):
+    told = []
+    made = prepare(source, options=ONCE, progress=lambda *step: bool(told.append(step[0])) or True)
+    assert (made.kind, made.fresh, made.path.name) == ("fused", True, "vit.onnx")
+    assert made.reason == (
+        "ONNX Runtime has its CUDA provider and here is an NVIDIA H100, which runs fp16 with attention in one kernel "
+        "fastest"
+    )
+    assert len(told) > 1
+    found = operators(made.path)
+    assert (found["MultiHeadAttention"], found["Softmax"]) == (2, 0)
+    with open_session(source) as session:
+        assert str(session.choice) == "cuda: prepared on this machine from vit.onnx"
+        assert session.manifest.precision == "fp16"
+    again = prepare(source, options=ONCE)
+    assert (again.path, again.fresh) == (made.path, False)
+    assert prepare(made.path, options=ONCE).kind == "as it is"
+
+
+def test_an_fp16_graph_only_gets_other_operators(source, tmp_path, with_cuda):
+    half = tmp_path / "half.onnx"
+    convert(source, half, options=ConvertOptions(precision="fp16"))
+    made = prepare(half, options=ONCE)
+    assert (made.kind, read_manifest(made.path).made_from[-1].name) == ("fused", "half.onnx")
+
+
+def test_where_attention_has_biases_only_the_precision_changes(exported, tmp_path, with_cuda):
+    source = shutil.copy(exported("beit2/checkpoint.pth", TraceOptions(mask="keep")), tmp_path / "beit.onnx")
+    made = prepare(source, options=ONCE)
+    assert (made.kind, read_manifest(made.path).precision) == ("fused", "fp16")
+    assert operators(made.path)["MultiHeadAttention"] == 0
+    half = tmp_path / "half.onnx"
+    convert(source, half, options=ConvertOptions(precision="fp16"))
+    assert prepare(half, options=ONCE).kind == "as it is"
+
+
+def test_8_bits_stay_as_they_are_there(int8, with_cuda):
+    assert prepare(int8, options=ONCE, lower=write_lowered).kind == "as it is"
+
+
+def test_what_was_prepared_for_cuda_is_not_run_without_it(source, with_cuda, monkeypatch):
+    prepare(source, options=ONCE)
+    monkeypatch.undo()
+    monkeypatch.setenv("MAE_EXPORT_CACHE", str(source.parent / "cache"))
+    with open_session(source) as session:
+        assert (session.choice.backend, session.manifest.precision) == ("cpu", "fp32")
+        assert session.choice.reason.endswith("; what was prepared is for ONNX Runtime's CUDA provider")
+
+
+# GPUs with TensorRT
 
 
 @pytest.fixture

@@ -190,6 +190,8 @@ class RuntimeDouble:
         return [SimpleNamespace(ep_name=name) for name in ("CPUExecutionProvider", *self.devices) if name in names]
 
     def InferenceSession(self, path, settings, providers=None, enable_fallback=None):  # noqa: N802
+        if providers == ["CPUExecutionProvider"]:
+            return onnxruntime.InferenceSession(path, settings.real(), providers=providers)
         if providers is not None and enable_fallback != 0:
             raise Misuse("without enable_fallback=0 a failing provider is replaced by the CPU")
         provider = providers[0] if providers is not None else settings.plugin
@@ -211,6 +213,12 @@ class Settings:
 
     def get_session_config_entry(self, key):
         return self.entries[key]
+
+    def real(self):
+        settings = onnxruntime.SessionOptions()
+        for key, value in self.entries.items():
+            settings.add_session_config_entry(key, value)
+        return settings
 
     def add_provider_for_devices(self, devices, options) -> None:
         self.plugin = (devices[0].ep_name, options)
