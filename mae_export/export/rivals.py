@@ -32,7 +32,9 @@ GPU_GEMM_SIZE = 8192
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # every other precision is judged against fp16 on GPUs
 
 
-def rival_maker(manifest: Manifest, rival: Rival, *, device: Device = "cpu", threads: int = 0) -> Maker:
+def rival_maker(
+    manifest: Manifest, rival: Rival, *, device: Device = "cpu", threads: int = 0, resident: bool = False
+) -> Maker:
     """What prepares runs of a rival.
 
     Args:
@@ -41,6 +43,7 @@ def rival_maker(manifest: Manifest, rival: Rival, *, device: Device = "cpu", thr
             (float16 for 8 bits); `torch-bf16` is eager under bf16 autocast.
         device: to run on.
         threads: of the CPU; 0 leaves PyTorch's.
+        resident: whether feeds lie on the device before, and outputs stay there, so that no run copies anything.
 
     Raises:
         UsageError: when there is no such rival.
@@ -57,21 +60,35 @@ def rival_maker(manifest: Manifest, rival: Rival, *, device: Device = "cpu", thr
     view: nn.Module = ExportView(random_encoder(manifest), manifest.mask_mode, ragged=manifest.ragged, features=names)
     dtype = torch.float32 if device == "cpu" else DTYPES.get(manifest.precision, torch.float16)
     view = view.eval().to(device=device, dtype=dtype)
-    called: Callable[..., Any] = view
-    if rival == "compile":  # on a GPU with CUDA graphs, as a rival of sessions that use them
-        called = torch.compile(view, dynamic=False, mode="default" if device == "cpu" else "reduce-overhead")
 
     def make(feeds: Feeds) -> Run:
-        inputs = [torch.from_numpy(feeds[spec.name]) for spec in manifest.inputs]
+        inputs = [torch.from_numpy(feeds[spec.name]).to(device if resident else "cpu") for spec in manifest.inputs]
+        called: Callable[..., Any] = _compiled(view, device) if rival == "compile" else view
 
         def run() -> object:
             moved = [value.to(device) for value in inputs]
             with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16, enabled=rival == "torch-bf16"):
-                return [value.cpu() for value in called(*moved)]
+                found = called(*moved)
+            if not resident:
+                return [value.cpu() for value in found]
+            if device == "cuda":
+                torch.cuda.synchronize()
+            return found
 
         return run
 
     return make
+
+
+def _compiled(view: nn.Module, device: Device) -> Callable[..., Any]:
+    """A module compiled for the shapes that it meets first; on a GPU with CUDA graphs, as sessions have them.
+
+    PyTorch goes back to eager without an error after eight shapes, or at what it cannot compile; so what was compiled
+    before is forgotten, and the whole module must compile.
+    """
+    torch.compiler.reset()
+    mode = "default" if device == "cpu" else "reduce-overhead"
+    return torch.compile(view, dynamic=False, fullgraph=True, mode=mode)
 
 
 def random_encoder(manifest: Manifest) -> Encoder:

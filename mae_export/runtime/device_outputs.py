@@ -130,9 +130,8 @@ class DeviceOutputs:
 
     def __init__(self, device: int) -> None:
         self.device = device
-        self._lock = threading.Lock()
-        self._idle: list[_Piece] = []
-        self._returned: deque[_Piece] = deque()  # appending takes no lock, so the garbage collector may do it
+        self._taking = threading.Lock()  # whoever looks for memory must not find it looked through by another
+        self._idle: deque[_Piece] = deque()  # oldest first; without a lock, for the garbage collector may come any time
         self._closed = False
 
     def take(self, size: int) -> KeptMemory:
@@ -142,15 +141,13 @@ class DeviceOutputs:
             ResourceError: when there is not enough.
         """
         with on_device(self.device):
-            with self._lock:
-                while self._returned:
-                    self._idle.append(self._returned.popleft())
-                fitting = [piece for piece in self._idle if size <= piece.memory.size <= ROOMY * size]
+            with self._taking:
+                pieces = self._all_idle()
+                fitting = [piece for piece in pieces if size <= piece.memory.size <= ROOMY * size]
                 piece = min(fitting, key=lambda piece: piece.memory.size, default=None)
-                if piece is not None:
-                    self._idle.remove(piece)
-                spare, self._idle = self._idle[:-IDLE], self._idle[-IDLE:]
-            for other in spare:
+                others = [other for other in pieces if other is not piece]
+                self._idle.extend(others[-IDLE:])
+            for other in others[:-IDLE]:
                 other.close()
             if piece is None:
                 return KeptMemory(self, self._new(size))
@@ -167,7 +164,7 @@ class DeviceOutputs:
 
     def take_back(self, piece: _Piece) -> None:
         """Nobody refers to this any more; called by the garbage collector, from any thread."""
-        self._returned.append(piece)
+        self._idle.append(piece)
         if self._closed:
             with contextlib.suppress(MaeExportError):  # at the end of a program CUDA may be gone, and memory with it
                 self._give_back()
@@ -178,12 +175,16 @@ class DeviceOutputs:
         self._give_back()
 
     def _give_back(self) -> None:
-        with self._lock:
-            pieces, self._idle = self._idle, []
-        with contextlib.suppress(IndexError):
-            while True:
-                pieces.append(self._returned.popleft())
+        pieces = self._all_idle()
         if pieces:
             with on_device(self.device):
                 for piece in pieces:
                     piece.close()
+
+    def _all_idle(self) -> list[_Piece]:
+        """All that lies idle, which is then the caller's."""
+        pieces = []
+        with contextlib.suppress(IndexError):
+            while True:
+                pieces.append(self._idle.popleft())
+        return pieces

@@ -173,7 +173,7 @@ def open_on_gpu(runtime: Any, path: Path, settings: Any, choice: Choice) -> tupl
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if choice.backend == "rtx":
         devices = _rtx_devices(runtime)
-        settings.add_provider_for_devices(devices, dict(choice.options))
+        settings.add_provider_for_devices(devices[:1], dict(choice.options))  # a session runs on one GPU
         session = runtime.InferenceSession(str(path), settings)
     else:
         session, choice = _open_built_in(runtime, path, settings, choice)

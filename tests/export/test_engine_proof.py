@@ -218,6 +218,28 @@ def test_outputs_that_stay_on_the_gpu_agree_with_the_graph(built, request):
                     np.testing.assert_allclose(take(arrays[name]), values, rtol=0, atol=limit * scale)
 
 
+def test_streams_of_pytorch_wait_and_memory_is_not_taken_from_them(built, request):
+    """Arrays are dropped while PyTorch's kernels, on streams of their own, have not read them yet."""
+    torch = pytest.importorskip("torch")
+    if request.node.callspec.params["built"] == "double" or not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU with a PyTorch for it")
+    path, _ = built
+    side, slow = torch.cuda.Stream(), torch.randn(4096, 4096, device="cuda")
+    with EngineSession(path) as session:
+        fed = [shown(session, 8, 16, seed) for seed in range(32)]
+        wanted = [float(session.run(each, ["pooled"])["pooled"].sum()) for each in fed]
+        for stream in (torch.cuda.default_stream(), side):
+            sums = []
+            with torch.cuda.stream(stream):
+                for each in fed:
+                    tensor = torch.from_dlpack(session.run_on_device(each, ["pooled"])["pooled"])
+                    torch.mm(slow, slow)  # what comes next is late
+                    sums.append(tensor.double().sum())
+                    del tensor
+            found = [float(each) for each in sums]
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-3 * max(map(abs, wanted)))
+
+
 def test_threads_agree_with_the_graph(built):
     path, source = built
     with EngineSession(path) as session, OrtSession(source) as trusted, ThreadPoolExecutor(4) as pool:

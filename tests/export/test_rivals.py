@@ -76,7 +76,26 @@ def test_compile_is_asked_for_fixed_shapes(manifest_of, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda view, **options: asked.append(options) or view)
     manifest = manifest_of(MODES[1])
     rival_maker(manifest, "compile")(bench_feeds(manifest, 1, 3))()
-    assert asked == [{"dynamic": False, "mode": "default"}]
+    assert asked == [{"dynamic": False, "fullgraph": True, "mode": "default"}]
+
+
+def test_compile_forgets_the_shapes_before(manifest_of, monkeypatch):
+    """PyTorch would run the ninth shape uncompiled, and say so in a log only."""
+    resets = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
+    monkeypatch.setattr(torch, "compile", lambda view, **options: view)
+    manifest = manifest_of(MODES[1])
+    make = rival_maker(manifest, "compile")
+    for kept in range(1, 4):
+        make(bench_feeds(manifest, 1, kept))()
+    assert len(resets) == 3
+
+
+def test_what_stays_on_the_device_is_not_copied(manifest_of):
+    manifest = manifest_of(MODES[1])
+    feeds = bench_feeds(manifest, 2, 5)
+    apart, there = (rival_maker(manifest, "torch", resident=resident)(feeds)() for resident in (False, True))
+    assert all(torch.equal(one, other) for one, other in zip(apart, there, strict=True))
 
 
 def test_threads_are_those_asked_for(manifest_of, monkeypatch):
@@ -128,3 +147,11 @@ def test_rivals_run_on_a_gpu(manifest_of):
     assert [tuple(value.shape) for value in found] == shapes(manifest, 2, 5)
     assert found[0].dtype == torch.float16
     assert rivals.gemm_on_gpu("fp16", 512).run() is None
+    feeds = bench_feeds(manifest, 2, 5)
+    eager, compiled = (
+        rival_maker(manifest, rival, device="cuda", resident=True)(feeds) for rival in ("torch", "compile")
+    )
+    for _ in range(3):
+        found = [[value.cpu() for value in run()] for run in (eager, compiled)]
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)

@@ -78,4 +78,6 @@ def test_torch_session_answers_only_what_is_asked(exported, fixture_dir):
         reference = TorchSession(encoder, session.manifest, digest=report.sha256)
     images = np.zeros((2, 64, 64, 3), np.uint8)
     assert set(reference.run({"images": images}, ["layer_0"])) == {"layer_0"}
+    there = reference.run_on_device({"images": images}, ["pooled"])["pooled"]
+    np.testing.assert_array_equal(np.from_dlpack(there), reference.run({"images": images})["pooled"])
     assert set(reference.run({"images": images})) == {"class_token", "pooled", "layer_0"}

@@ -95,8 +95,11 @@ class Session:
         recorded = onnxruntime.SessionOptions()
         recorded.add_session_config_entry(
             "session.record_ep_graph_assignment_info",
-            settings.get_session_config_entry("session.record_ep_graph_assignment_info"),
+            settings.entries.get("session.record_ep_graph_assignment_info", "0"),
         )
+        recorded.log_severity_level = 3
+        if settings.optimized_model_filepath:
+            recorded.optimized_model_filepath = settings.optimized_model_filepath
         self._real = onnxruntime.InferenceSession(path, recorded, providers=["CPUExecutionProvider"])
         self._double = double
         self._wanted = providers[0]
@@ -195,6 +198,7 @@ class RuntimeDouble:
         if providers is not None and enable_fallback != 0:
             raise Misuse("without enable_fallback=0 a failing provider is replaced by the CPU")
         provider = providers[0] if providers is not None else settings.plugin
+        provider = (provider, {}) if isinstance(provider, str) else provider
         if not self.captures and provider[1].get("enable_cuda_graph") == "1":
             raise Fail("This session cannot use the graph capture feature as requested by the user as all compute ...")
         session = Session(self, path, settings, provider)
@@ -207,6 +211,7 @@ class Settings:
 
     def __init__(self) -> None:
         self.entries: dict[str, str] = {}
+        self.optimized_model_filepath = ""
 
     def add_session_config_entry(self, key, value) -> None:
         self.entries[key] = value

@@ -1,6 +1,7 @@
 """Memory of outputs that stay on the GPU: who waits for whom, who may write when, and who gives what back."""
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -225,6 +226,40 @@ def test_idle_memory_makes_room(behaviour, outputs):
     behaviour.gpu.refuse["cudaMalloc"] = cudaError_t.cudaErrorMemoryAllocation
     with pytest.raises(ResourceError, match="taking 640 bytes of GPU memory"):
         outputs.take(20 * SIZE)
+    del memory
+
+
+def test_threads_never_share_memory(behaviour, outputs):
+    def work(seed):
+        addresses = []
+        for _ in range(30):
+            held = [outputs.take(SIZE) for _ in range(3)]
+            addresses.append(len({each.address for each in held}))
+            taken.update(each.address for each in held)
+            assert len(taken) >= 3
+        return addresses
+
+    taken = set()
+    with ThreadPoolExecutor(4) as pool:
+        assert {count for counts in pool.map(work, range(4)) for count in counts} == {3}
+    assert len(behaviour.gpu.blocks) <= 12 + IDLE
+
+
+def test_the_garbage_collector_may_come_while_memory_is_looked_for(behaviour, outputs, monkeypatch):
+    """Arrays in cycles come back at any moment, even to a pool that is closed and being looked through."""
+    outputs.close()
+    ring = [outputs.take(SIZE)]
+    ring.append(ring)
+    del ring
+    look = outputs._all_idle
+
+    def collected():
+        gc.collect()
+        return look()
+
+    monkeypatch.setattr(outputs, "_all_idle", collected)
+    memory = outputs.take(SIZE)
+    assert len(behaviour.gpu.blocks) == 1
     del memory
 
 

@@ -128,6 +128,13 @@ def test_results_belong_to_the_caller(tiny):
     np.testing.assert_array_equal(first, kept)
 
 
+def test_outputs_stay_in_the_hosts_memory(tiny):
+    with open_session(tiny, backend="openvino") as session:
+        array = session.run_on_device(feeds())["pooled"]
+        assert array.device == "cpu"
+        np.testing.assert_array_equal(np.from_dlpack(array), session.run(feeds())["pooled"])
+
+
 def test_threads_get_their_own_results(tiny):
     def mean(session, value):
         return session.run({**feeds(1), "images": np.full((1, 32, 32, 3), value, np.uint8)})["pooled"][0, 0]
