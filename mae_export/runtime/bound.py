@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mae_export.manifest import Manifest
+from mae_export.runtime.capture_guard import captures
 from mae_export.runtime.cuda import Stream, on_device
 from mae_export.runtime.device_array import DeviceArray
 from mae_export.runtime.device_outputs import DeviceOutputs
@@ -41,6 +42,13 @@ class _Captured:
     inputs: dict[str, Any]
     binding: Any
     number: int
+
+
+class _Here(threading.local):
+    """The numbers of the graphs that ONNX Runtime has captured for this thread."""
+
+    def __init__(self) -> None:
+        self.known: set[int] = set()
 
 
 class BoundRuns:
@@ -64,20 +72,20 @@ class BoundRuns:
         self._captured: dict[Key, _Captured] = {}
         self._lock = threading.Lock()
         self._outputs = DeviceOutputs(device)
+        self._here = _Here()
 
     def run(self, feeds: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
         """Values of the outputs, in the order of their names; feeds were checked against the manifest."""
-        with self._lock:
-            values: list[Array] = self._run(feeds, names).copy_outputs_to_cpu()
+        with self._lock, self._ran(feeds, names) as binding:
+            values: list[Array] = binding.copy_outputs_to_cpu()
         return values
 
     def run_on_device(self, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, DeviceArray]:
         """The same with the values left on the GPU, by name."""
         shapes = output_shapes(self._manifest, feeds, names)
-        with self._lock, on_device(self._device), ExitStack() as resources:
+        with self._lock, on_device(self._device), self._ran(feeds, names) as binding, ExitStack() as resources:
             stream = Stream()
             resources.callback(stream.close)
-            binding = self._run(feeds, names)
             binding.synchronize_outputs()
             found = {}
             for name, value in zip(names, binding.get_outputs(), strict=True):
@@ -93,16 +101,22 @@ class BoundRuns:
         """Give back the memory of outputs that nobody has any more."""
         self._outputs.close()
 
-    def _run(self, feeds: Mapping[str, Array], names: Sequence[str]) -> Any:
-        """The binding whose outputs hold the values."""
+    @contextmanager
+    def _ran(self, feeds: Mapping[str, Array], names: Sequence[str]) -> Iterator[Any]:
+        """The binding whose outputs hold the values; ONNX Runtime captures a graph anew for each thread."""
         arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         key = (tuple(names), tuple(arrays[name].shape for name in sorted(arrays)))
-        captured = self._captured_for(key, arrays)
+        with captures.work():
+            captured = self._captured_for(key, arrays)
         if captured is None:
-            return self._run_once(arrays, names)
-        for name, value in captured.inputs.items():
-            value.update_inplace(arrays[name])
-        return self._finish(captured.binding, captured.number)
+            with captures.work():
+                yield self._run_once(arrays, names)
+            return
+        with captures.work() if captured.number in self._here.known else captures.capture():
+            for name, value in captured.inputs.items():
+                value.update_inplace(arrays[name])
+            yield self._finish(captured.binding, captured.number)
+        self._here.known.add(captured.number)
 
     def _captured_for(self, key: Key, arrays: Mapping[str, Array]) -> _Captured | None:
         """Buffers for a shape that came before, while there are graphs left."""

@@ -8,7 +8,6 @@ with `on_device`; memory, streams and events belong to the GPU that was current 
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mae_export.errors import MachineError, MaeExportError, ResourceError
+from mae_export.runtime.capture_guard import captures
 
 Array = npt.NDArray[Any]
 DEFAULT_STREAM = 1  # the handle of the default stream that all threads share
-_capturing = threading.RLock()  # nobody may wait for a whole GPU while a stream of it is captured
 NO_GPU = "engines need an NVIDIA GPU, and a driver no older than cuda-python. See `mae-export doctor`"
 
 
@@ -97,13 +96,15 @@ class DeviceMemory:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.address = int(_check(_cuda().cudaMalloc(size), f"taking {size:,} bytes of GPU memory"))
+        with captures.work():
+            self.address = int(_check(_cuda().cudaMalloc(size), f"taking {size:,} bytes of GPU memory"))
 
     def close(self) -> None:
         """Give it back; twice is harmless."""
         address, self.address = self.address, 0
         if address:
-            _check(_cuda().cudaFree(address), "giving GPU memory back")
+            with captures.work():
+                _check(_cuda().cudaFree(address), "giving GPU memory back")
 
 
 class PinnedMemory:
@@ -121,7 +122,8 @@ class PinnedMemory:
         cuda = _cuda()
         flags = cuda.cudaHostAllocMapped if mapped else cuda.cudaHostAllocDefault
         self.size = size
-        self.address = int(_check(cuda.cudaHostAlloc(size, flags), f"taking {size:,} bytes of pinned memory"))
+        with captures.work():
+            self.address = int(_check(cuda.cudaHostAlloc(size, flags), f"taking {size:,} bytes of pinned memory"))
         self.device_address = 0
         if mapped:
             self.device_address = int(_check(cuda.cudaHostGetDevicePointer(self.address, 0), "mapping pinned memory"))
@@ -138,7 +140,8 @@ class PinnedMemory:
         """Give it back; twice is harmless."""
         address, self.address = self.address, 0
         if address:
-            _check(_cuda().cudaFreeHost(address), "giving pinned memory back")
+            with captures.work():
+                _check(_cuda().cudaFreeHost(address), "giving pinned memory back")
 
 
 class Event:
@@ -225,7 +228,7 @@ class Stream:
         """
         cuda = _cuda()
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal  # other threads may go on allocating
-        with _capturing:
+        with captures.capture():
             _check(cuda.cudaStreamBeginCapture(self._stream, mode), "capturing a CUDA graph")
             try:
                 issue()
@@ -250,7 +253,7 @@ class Stream:
 
 def wait_for_gpu() -> None:
     """Wait until the current GPU has done all work of this process, whoever issued it."""
-    with _capturing:
+    with captures.work():
         _check(_cuda().cudaDeviceSynchronize(), "waiting for the GPU")
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mae_export.runtime.bound import GRAPHS, BoundRuns
+from mae_export.runtime.capture_guard import captures
 from mae_export.runtime.ort import OrtSession
 from mae_export.runtime.providers import choose, open_on_gpu
 from tests.runtime.onnxruntime_double import CUDA, RuntimeDouble
@@ -41,6 +42,25 @@ def test_a_shape_is_captured_when_it_comes_again_and_replayed_from_then_on(bound
         (found,) = runs.run(some(2, seed), ["pooled"])
         np.testing.assert_array_equal(found, on_cpu(some(2, seed)))
     assert session.runs == [-1, 1, 1, 1]
+
+
+def test_captures_are_alone_and_happen_once_for_each_thread(bound, on_cpu):
+    """ONNX Runtime keeps graphs by thread, and captures fail when any thread takes memory meanwhile."""
+    runs, session = bound
+    alone, run = [], session.run_with_iobinding
+
+    def watch(binding, options):
+        alone.append(captures._capturing is not None)
+        run(binding, options)
+
+    session.run_with_iobinding = watch
+    for _ in range(4):
+        runs.run(some(2), ["pooled"])
+    with ThreadPoolExecutor(1) as pool:
+        for seed in range(2):
+            found = pool.submit(runs.run, some(2, seed), ["pooled"]).result(20)
+            np.testing.assert_array_equal(found[0], on_cpu(some(2, seed)))
+    assert alone == [False, True, False, False, True, False]
 
 
 def test_results_belong_to_the_caller(bound):
