@@ -30,8 +30,8 @@ from mae_export.calibration.table import Table, TensorRange
 from mae_export.calibration.wanted import QuantizeOptions
 from mae_export.errors import GraphError, InputError
 from mae_export.files import model_files, put_in_place, require_place, sha256_files, staging
-from mae_export.manifest import Ancestor, Manifest, Verification
-from mae_export.runtime.compare import Report, compare, require
+from mae_export.manifest import Ancestor, Manifest
+from mae_export.runtime.compare import Report, compare, require, summary_of
 from mae_export.runtime.golden import golden_of
 from mae_export.runtime.probes import golden_feeds, verification_images
 from mae_export.runtime.session import open_session, open_to_judge
@@ -191,12 +191,5 @@ def _prove(
         report = compare(candidate, reference, images=shown)
         golden = golden_of(candidate.run(golden_feeds(manifest)))
     require(report, f"The graph was not written; see {staged.name}.rejected next to where it would be. {ADVICE}")
-    worst = report.worst
-    verification = Verification(
-        reference=f"{source.name} in float32, {worst.name}",
-        worst_output=worst.output,
-        error=float(np.format_float_scientific(worst.error, precision=3)),
-        limit=worst.limit,
-        checks=len(report.checks),
-    )
+    verification = summary_of(report, f"{source.name} in float32, {report.worst.name}")
     return replace(manifest, verification=verification, golden=golden), report

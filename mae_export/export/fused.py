@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from mae_export import graph
 from mae_export.export.fused_attention import fuse_attention
 from mae_export.files import model_files, sha256_files
-from mae_export.manifest import Ancestor, Verification
-from mae_export.runtime.compare import compare, require
+from mae_export.manifest import Ancestor
+from mae_export.runtime.compare import compare, require, summary_of
 from mae_export.runtime.golden import golden_of
 from mae_export.runtime.probes import golden_feeds
 from mae_export.runtime.providers import FOR_CUDA, LOWERED
@@ -51,13 +50,6 @@ def write_fused(source: Path, out: Path) -> bool:
         report = compare(candidate, reference)
         golden = golden_of(candidate.run(golden_feeds(manifest)))
     require(report, "The graph with fused attention was not kept")
-    worst = report.worst
-    verification = Verification(
-        reference=f"{source.name}, {report.reference}",
-        worst_output=worst.output,
-        error=float(np.format_float_scientific(worst.error, precision=3)),
-        limit=worst.limit,
-        checks=len(report.checks),
-    )
+    verification = summary_of(report, f"{source.name}, {report.reference}")
     graph.write_manifest(out, replace(manifest, verification=verification, golden=golden))
     return True

@@ -28,8 +28,8 @@ from mae_export.export.retype import TYPES, retype
 from mae_export.export.rounding import make_twin
 from mae_export.export.trace import export_graph
 from mae_export.files import model_files, put_in_place, require_place, sha256_files, staging
-from mae_export.manifest import Ancestor, Manifest, Verification
-from mae_export.runtime.compare import Check, Report, feeds_of, scenes
+from mae_export.manifest import Ancestor, Manifest
+from mae_export.runtime.compare import Check, Report, feeds_of, scenes, summary_of
 from mae_export.runtime.golden import golden_of
 from mae_export.runtime.metrics import agreement, feature_vectors
 from mae_export.runtime.probes import adversarial_images, golden_feeds, probe_photos
@@ -189,13 +189,8 @@ def _prove(staged: Path, manifest: Manifest, feeds: dict[str, Feeds], reference:
         checks += [check for case in zip(names, found, reference, strict=True) for check in _checks(manifest, *case)]
     report = Report(candidate=staged.name, reference=manifest.made_from[-1].name, checks=tuple(checks))
     _require(report, nodes.get(ranges.first_infinite()))
-    worst = report.worst
-    verification = Verification(
-        reference=f"{report.reference} in float32; error is 1 - cosine after subtracting the mean over images",
-        worst_output=worst.output,
-        error=float(np.format_float_scientific(worst.error, precision=3)),
-        limit=worst.limit,
-        checks=len(checks),
+    verification = summary_of(
+        report, f"{report.reference} in float32; error is 1 - cosine after subtracting the mean over images"
     )
     return replace(manifest, verification=verification, golden=golden_of(golden))
 

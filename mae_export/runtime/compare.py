@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mae_export.errors import InputError, VerificationError
-from mae_export.manifest import Manifest
+from mae_export.manifest import Manifest, Verification
 from mae_export.runtime.metrics import Agreement, agreement, feature_vectors, relative_error
 from mae_export.runtime.patchify import patchify
 from mae_export.runtime.probes import adversarial_images, probe_photos
@@ -229,6 +229,18 @@ def require(report: Report, kept_as: str) -> None:
     raise VerificationError(
         f"output {worst.output!r} is off by {worst.error:.3g} (limit {worst.limit:g}) with {worst.name}; "
         f"{failed} of {len(report.checks)} checks failed against {report.reference}. {kept_as}"
+    )
+
+
+def summary_of(report: Report, reference: str) -> Verification:
+    """What a manifest keeps of a comparison: its worst check, and in words what it was made with."""
+    worst = report.worst
+    return Verification(
+        reference=reference,
+        worst_output=worst.output,
+        error=float(np.format_float_scientific(worst.error, precision=3)),
+        limit=worst.limit,
+        checks=len(report.checks),
     )
 
 

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 
 from mae_export.errors import InputError
-from mae_export.runtime.compare import BATCH, Check, Measured, Report, Scene, compare, feeds_of, require, scenes
+from mae_export.runtime.compare import (
+    BATCH,
+    Check,
+    Measured,
+    Report,
+    Scene,
+    compare,
+    feeds_of,
+    require,
+    scenes,
+    summary_of,
+)
 from mae_export.runtime.fake import FakeSession
 from mae_export.runtime.metrics import agreement
 from mae_export.runtime.probes import verification_images
@@ -250,3 +261,13 @@ def test_models_without_a_common_output_cannot_be_compared(make_manifest):
 def test_a_passing_report_raises_nothing():
     check = Check(name="all patches", output="pooled", error=1e-6, limit=1e-4)
     require(Report(candidate="a", reference="b", checks=(check,)), "kept")
+
+
+def test_a_summary_is_of_the_worst_check():
+    checks = tuple(
+        Check(name=name, output=output, error=error, limit=1e-4)
+        for name, output, error in (("one hot pixel", "pooled", 3.4567e-5), ("all patches", "dense", 2e-6))
+    )
+    summary = summary_of(Report(candidate="a", reference="b", checks=checks), "b in float32")
+    assert (summary.reference, summary.worst_output, summary.error) == ("b in float32", "pooled", 3.457e-5)
+    assert (summary.limit, summary.checks) == (1e-4, 2)
